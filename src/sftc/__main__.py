@@ -1,0 +1,7 @@
+"""`python -m sftc` is `sftc`."""
+
+import sys
+
+from sftc.cli import main
+
+sys.exit(main())

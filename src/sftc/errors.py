@@ -1,0 +1,37 @@
+"""What we tell a user who made a mistake: one line, the nearest right name, the way out. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Refused(Exception):
+    """The user asked for something that cannot be done. The CLI prints the message alone and exits 2."""
+
+
+class Stopped(Exception):
+    """A run ended before its story did: `code` is the exit status, `state` what status.json says."""
+
+    def __init__(self, message: str, code: int, state: str = "stopped") -> None:
+        super().__init__(message)
+        self.code = code
+        self.state = state
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """`"; did you mean 'x'?"` for the closest of `names`, or an empty string."""
+    close = difflib.get_close_matches(str(word), sorted({str(n) for n in names}), n=1, cutoff=cutoff)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def choose(what: str, name: str, options: Iterable[str]) -> str:
+    """Return `name` if it is one of `options`, else refuse it with the nearest and the whole list.
+
+    Raises:
+        Refused: `name` is not an option.
+    """
+    options = list(options)
+    if name in options:
+        return name
+    raise Refused(f"{what}={name} is not known{nearest(name, options)} (one of: {', '.join(map(str, options))})")

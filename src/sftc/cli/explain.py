@@ -1,0 +1,112 @@
+"""An exception becomes one line and an exit code: what was wrong, what is near it, what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from sftc.cli import conf
+from sftc.errors import Refused, Stopped, nearest
+from sftc.schema import suggest, syntax_error
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+_FIRST_QUOTED = re.compile(r"'([^']*)'")
+
+
+def code(error: BaseException) -> int:
+    """The exit status an error stands for."""
+    if isinstance(error, Stopped):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return REFUSED if isinstance(error, Refused) else FAILED
+
+
+def line(error: BaseException) -> str:
+    """An error of a job in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, Refused | Stopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    )
+
+
+def refusal(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> Refused | None:
+    """The `Refused` a user understands for what Hydra, OmegaConf or YAML said of a command line; None: another error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause = error.__cause__ or error.__context__
+    for told in (error, cause):
+        if isinstance(told, Refused):
+            return told
+        if isinstance(told, yaml.MarkedYAMLError):
+            return Refused(syntax_error(told))
+    if isinstance(error, HydraException):
+        return Refused(_composition(error, command, overrides, dirs))
+    return Refused(_first_line(error)) if isinstance(error, OmegaConfBaseException) else None
+
+
+def _composition(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> str:
+    text = str(error)
+    if getattr(error, "missing_cfg_file", None):
+        return _missing_file(error)
+    if (override := getattr(error, "override", None)) is not None:
+        return _unparsed(override, text)
+    quoted = _FIRST_QUOTED.search(text)
+    name = quoted[1] if quoted else ""
+    if text.startswith("Could not override"):
+        return _unknown(name, command, overrides, dirs)
+    if text.startswith("Ambiguous value"):
+        key, _, value = name.partition("=")
+        return f"{name} is a sweep: add -m, or write '{key}=[{value}]' for a list"
+    if text.startswith("Sweep parameters"):
+        return f"{name} is a sweep: add -m"
+    if "An item is already at" in text:
+        return f"'{name}' exists already: write {name}=... without the +"
+    if text.startswith("Could not delete"):
+        return text.replace("Could not delete from config. ", "nothing to take away: ")
+    cause = error.__cause__
+    return _first_line(error) + (f": {_first_line(cause)}" if cause is not None else "")
+
+
+def _missing_file(error: Exception) -> str:
+    group, _, name = str(getattr(error, "missing_cfg_file", "")).removesuffix(".yaml").rpartition("/")
+    options = [o for o in getattr(error, "options", None) or () if not o.startswith("_")]
+    if group.startswith("hydra/"):
+        extra = "; pip install 'sftc[joblib]' brings joblib" if group == "hydra/launcher" else ""
+        return f"there is no {group}={name}{nearest(name, options)} (one of: {', '.join(options)}{extra})"
+    if not group or not options:
+        return f"a config asks for '{group and group + '/'}{name}', which is not there"
+    return (
+        f"there is no {group}={name}{nearest(name, options)} (one of: {', '.join(options)}; sftc ls {group})"
+    )
+
+
+def _unparsed(override: str, text: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"'{override}' needs a value: {override}=..."
+    if not value:
+        return f"'{key}=' has no value: {key}=null for none, or {key}=''"
+    if "=" in value or re.search(r"[:,\[\](){} ]", value):
+        return f"cannot read {override}: quote the value, '{key}=\"{value}\"'"
+    return f"cannot read {override}: {text.splitlines()[0]}"
+
+
+def _unknown(key: str, command: str, overrides: list[str], dirs: list[Path]) -> str:
+    choices = conf.choices(dirs, command, overrides)
+    group = key.split(".")[0]
+    if choices.get(group) == "null" and "." in key:
+        return f"{key}: choose {group}=... first (one of: {', '.join(conf.groups(dirs).get(group, ()))})"
+    near = suggest(key, [*conf.declared(dirs, command, choices).names(), *choices])
+    where = f" with {group}={choices[group]}" if "." in key and group in choices else ""
+    return f"there is no key '{key}'{where}{near} (sftc {command} --help lists every key)"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,212 @@
+"""Data sets by name: `check` what needs no data, `build` a Data. Knows no model, no strategy, no task.
+
+To add one: a function that returns a `Raw` in this folder, a row in READERS, a YAML in conf/data, a test.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from sftc.data import bundled, folder, vision
+from sftc.data.augment import Augment
+from sftc.data.rows import ArrayTable, Data, Split, Table
+from sftc.data.split import Raw, chosen, splits, weights
+from sftc.errors import Refused, choose, nearest
+
+__all__ = ["READERS", "Augment", "Data", "Split", "Table", "build", "check"]
+
+
+class Reader:
+    """How a data set is opened, and what is known before."""
+
+    __slots__ = ("images", "kind", "locate", "open")
+
+    def __init__(
+        self,
+        open: Callable[..., Raw],
+        kind: str | None = "classes",
+        images: bool = True,
+        locate: Callable[[str | None], object] | None = None,
+    ) -> None:
+        self.open = open  # its keyword arguments are its keys in the YAML
+        self.kind = kind  # None: the key `kind` says
+        self.images = images
+        self.locate = locate  # refuses a root without the files
+
+
+READERS = {
+    "digits": Reader(bundled.digits),
+    "diabetes": Reader(bundled.diabetes, "values", images=False),
+    "mnist": Reader(vision.mnist, locate=vision.locate_mnist),
+    "fashion_mnist": Reader(vision.fashion_mnist, locate=vision.locate_fashion),
+    "cifar10": Reader(vision.cifar10, locate=vision.locate_cifar),
+    "cifar100": Reader(vision.cifar100, locate=vision.locate_cifar100),
+    "image_folder": Reader(folder.image_folder, locate=folder.locate),
+    "fake": Reader(bundled.fake, None),
+}
+
+# The keys every data set has, with their defaults; conf/data/_base.yaml describes them.
+COMMON: dict[str, Any] = {
+    "root": None,
+    "download": False,
+    "size": "auto",
+    "limit": None,
+    "eval_limit": None,
+    "classes": None,
+    "val_share": 0.1,
+    "test_share": 0.2,
+    "split_seed": 0,
+    "unlabeled": None,
+    "class_weights": "none",
+    "cache": "auto",
+    "workers": None,
+    "views": None,
+    "augment": {},
+}
+
+
+def check(spec: Mapping[str, Any]) -> None:
+    """Refuse what can be refused without reading data: keys, values, contradictions, a root without files.
+
+    Raises:
+        Refused: with one line that names the key and the way out.
+    """
+    reader, own, common = _parse(spec)
+    _check_common(reader, own, common, str(spec["name"]))
+    _check_augment(reader, own, common)
+    if reader.locate is not None and not common["download"]:
+        reader.locate(common["root"])
+
+
+def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
+    """Open a data set.
+
+    Args:
+        spec: the `data` group as plain types; keys left out have the defaults of conf/data.
+        model_size: the largest model input of the run, where it is known: what data.size=auto may choose.
+
+    Raises:
+        Refused: see `check`; also classes that differ between splits, a split with no rows, an unknown class,
+            files that cannot be read.
+    """
+    check(spec)
+    reader, own, common = _parse(spec)
+    takes = inspect.signature(reader.open).parameters
+    size = None if common["size"] == "auto" else int(common["size"])
+    given = {"root": common["root"], "download": common["download"], "size": size, "model_size": model_size}
+    raw = reader.open(**own, **{k: v for k, v in given.items() if k in takes})
+    if size is not None and "size" not in takes:
+        raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
+    numbers = chosen(raw.kind, raw.class_names, common["classes"])
+    shares = {
+        k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")
+    }
+    data = Data(
+        name=str(spec["name"]),
+        kind=raw.kind,
+        splits=splits(raw, numbers=numbers, **shares),
+        class_names=raw.class_names if numbers is None else [raw.class_names[i] for i in numbers],
+        augment=Augment(**common["augment"]),
+        notes=raw.notes,
+        **{k: common[k] for k in ("split_seed", "cache", "workers", "views")},
+    )
+    _check_built(data)
+    data.class_weights = weights(
+        common["class_weights"], data.class_counts, raw.kind, len(data.splits["train"].rows)
+    )
+    return data
+
+
+def _parse(spec: Mapping[str, Any]) -> tuple[Reader, dict[str, Any], dict[str, Any]]:
+    """The reader, its own keys, and the common ones completed by their defaults."""
+    if "name" not in spec:
+        raise Refused(f"data.name is missing (one of: {', '.join(READERS)})")
+    reader = READERS[choose("data", str(spec["name"]), READERS)]
+    takes = set(inspect.signature(reader.open).parameters) - COMMON.keys() - {"model_size"}
+    own = {k: v for k, v in spec.items() if k in takes}
+    for key in spec.keys() - takes - COMMON.keys() - {"name"}:
+        raise Refused(f"data.{key} is not known for data={spec['name']}{nearest(key, [*takes, *COMMON])}")
+    common = COMMON | {k: v for k, v in spec.items() if k in COMMON}
+    return reader, own, common
+
+
+def _check_common(reader: Reader, own: dict[str, Any], common: dict[str, Any], name: str) -> None:
+    takes = inspect.signature(reader.open).parameters
+    if reader.locate is None and (common["root"] is not None or common["download"]):
+        raise Refused(f"data={name} needs no files: leave out data.root and data.download")
+    if common["download"] and "download" not in takes:
+        raise Refused(f"data={name} cannot be downloaded: leave out data.download, set data.root")
+    choose("data.cache", common["cache"], ("auto", "device", "host", "none"))
+    size = common["size"]
+    if size != "auto" and (not isinstance(size, int) or size < 1):
+        raise Refused(f"data.size={size} must be auto or a number of pixels")
+    if not reader.images and size != "auto":
+        raise Refused(f"data={name} holds tables, not images: leave out data.size")
+    for key in ("limit", "eval_limit"):
+        value = common[key]
+        if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
+            raise Refused(f"data.{key}={value} must be a number of rows, or a share below 1")
+    for key, least in (("val_share", False), ("test_share", True), ("unlabeled", True)):
+        value = common[key]
+        if value is not None and not (0 < value < 1 or (least and value == 0)):
+            raise Refused(f"data.{key}={value} must be a share of the rows between 0 and 1")
+    _check_targets(_kind(reader, own), common)
+
+
+def _kind(reader: Reader, own: dict[str, Any]) -> str:
+    return reader.kind or own.get("kind", "classes")
+
+
+def _check_targets(kind: str, common: dict[str, Any]) -> None:
+    given = common["class_weights"]
+    if isinstance(given, str):
+        choose("data.class_weights", given, ("none", "balanced"))
+    if given not in (None, "none") and kind == "values":
+        raise Refused("data.class_weights needs classes or labels, and this data set has values: set it to none")
+    if common["classes"] is not None and kind == "values":
+        raise Refused(
+            "data.classes chooses among classes or labels, and this data set has values: leave it out"
+        )
+
+
+def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) -> None:
+    known = inspect.signature(Augment).parameters
+    for key in common["augment"]:
+        if key not in known:
+            raise Refused(
+                f"data.augment.{key} is not known{nearest(key, known)} (one of: {', '.join(known)})"
+            )
+    augment = Augment(**common["augment"])
+    if augment.active and not reader.images:
+        on = ", ".join(k for k, v in common["augment"].items() if v != known[k].default)
+        raise Refused(f"data.augment.{on} changes images, and this data set holds tables: leave it out")
+    if augment.mixes and _kind(reader, own) == "values":
+        raise Refused(
+            "data.augment: mixup and cutmix mix classes, and this data set has values: set both to 0"
+        )
+
+
+def _check_built(data: Data) -> None:
+    augment = data.augment
+    if augment.colours and data.channels not in (1, 3):
+        raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.channels}")
+    if augment.crop > data.shape[-1]:
+        raise Refused(f"data.augment.crop={augment.crop} is more than the images' {data.shape[-1]} pixels")
+
+
+def _resized(load: Callable[[], Table], size: int) -> Callable[[], Table]:
+    """The same table with its images at another size (bilinear, antialiased), resized once."""
+
+    def resized() -> Table:
+        table = load()
+        if not isinstance(table, ArrayTable) or table.shape[1:] == (size, size):
+            return table
+        parts = [F.resize(part, [size, size], antialias=True) for part in table.inputs.split(4096)]
+        return ArrayTable(torch.cat(parts), table.target)
+
+    return resized

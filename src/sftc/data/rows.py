@@ -1,0 +1,240 @@
+"""The nouns of a data set: a Table of raw rows, Splits that name some, Data that hands out batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sftc.data import source as sources
+from sftc.data.augment import VERSION, Augment
+from sftc.errors import Refused, choose
+from sftc.types import Source
+
+
+class Table(Protocol):
+    """Raw rows by number. Reading the same row twice gives the same bytes."""
+
+    target: Tensor  # [n] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)
+    shape: tuple[int, ...]  # of one row: (C, H, W) or (D,)
+    nbytes: int  # of all rows, decoded
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Row numbers [k] -> uint8 [k, C, H, W] or float32 [k, D], on the CPU."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of the rows and their targets."""
+        ...
+
+
+class ArrayTable:
+    """Rows that already lie in memory: `inputs` uint8 [n, C, H, W] or float32 [n, D]."""
+
+    def __init__(self, inputs: Tensor, target: Tensor) -> None:
+        self.inputs = inputs.contiguous()
+        self.target = target
+        self.shape = tuple(inputs.shape[1:])
+        self.nbytes = inputs.numel() * inputs.element_size()
+        self._fingerprint: str | None = None
+
+    def read(self, rows: Tensor) -> Tensor:
+        return self.inputs.index_select(0, rows)
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = digest(self.shape, self.inputs, self.target)
+        return self._fingerprint
+
+
+def digest(*parts: object) -> str:
+    """A short hash of tensors (their bytes) and anything else (its repr)."""
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            h.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            h.update(part.contiguous().numpy().data)
+        else:
+            h.update(repr(part).encode())
+        h.update(b"\0")
+    return h.hexdigest()
+
+
+class Split:
+    """Some rows of a table. Loaded when first looked at: the test split stays unread until asked for."""
+
+    def __init__(self, name: str, load: Callable[[], tuple[Table, Tensor, Tensor]]) -> None:
+        self.name = name
+        self._load = load
+        self._loaded: tuple[Table, Tensor, Tensor] | None = None
+        self._fingerprint: str | None = None
+
+    def _get(self) -> tuple[Table, Tensor, Tensor]:
+        if self._loaded is None:
+            self._loaded = self._load()
+            if len(self._loaded[1]) == 0:
+                raise Refused(f"the {self.name} split has no rows; look at data.classes and the shares")
+        return self._loaded
+
+    @property
+    def table(self) -> Table:
+        return self._get()[0]
+
+    @property
+    def rows(self) -> Tensor:
+        """Row numbers of the table, sorted, after split, limit and classes: long [n]."""
+        return self._get()[1]
+
+    @property
+    def target(self) -> Tensor:
+        """By row number of the table, relabelled by data.classes; what is hidden is -1 or NaN."""
+        return self._get()[2]
+
+    def fingerprint(self) -> str:
+        """Identifies the labelled content of exactly these rows."""
+        if self._fingerprint is None:
+            rows = self.rows
+            self._fingerprint = digest(self.table.fingerprint(), rows, self.target[rows])
+        return self._fingerprint
+
+
+class Data:
+    """A data set ready for training: splits, what a row looks like, and sources of batches.
+
+    Attributes:
+        kind: "classes", "labels" (several per row) or "values".
+        class_names: names of the classes, labels or values; as many as `out_dim`.
+        shape: of one row as batches hold it: (C, H, W) uint8 images or (D,) float32 tables.
+        splits: "train", "val" and, unless data.test_share=0 left none, "test".
+        class_counts: [out_dim] labelled training rows per class or label; None for values.
+        class_weights: [out_dim] float32 or None: what the task multiplies a row of that class by.
+        target_mean, target_std: [K] over the labelled training rows for "values", else None.
+        input_mean, input_std: [D] for tables (None for images): what sources standardise inputs by. A run
+            evaluated on another data set sets them to those it was trained with, before the first `source`.
+        notes: choices that were made and why, one line each; sources add theirs.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kind: str,
+        class_names: list[str],
+        splits: dict[str, Split],
+        augment: Augment,
+        split_seed: int = 0,
+        cache: str = "auto",
+        workers: int | None = None,
+        views: int | None = None,
+        notes: list[str] | None = None,
+    ) -> None:
+        self.name, self.kind, self.class_names, self.splits = name, kind, class_names, splits
+        self.augment, self.split_seed, self.views = augment, split_seed, views
+        self.cache, self.workers = cache, workers
+        self.notes = [] if notes is None else notes
+        train = splits["train"]
+        self.shape = tuple(train.table.shape)
+        self.channels = self.shape[0]
+        self.out_dim = len(class_names)
+        self.class_weights: Tensor | None = None
+        self._held: dict[tuple[str, str], sources.Resident] = {}
+        self._fingerprint: str | None = None
+        self._measure(train.table, train.rows, train.target[train.rows])
+
+    def _measure(self, table: Table, rows: Tensor, target: Tensor) -> None:
+        self.class_counts = self.target_mean = self.target_std = self.input_mean = self.input_std = None
+        if self.kind == "classes":
+            self.class_counts = torch.bincount(target[target >= 0], minlength=self.out_dim)
+        elif self.kind == "labels":
+            self.class_counts = torch.nan_to_num(target).sum(0).long()
+        else:
+            self.target_mean, self.target_std = _moments(target[~target.isnan().any(1)])
+        if len(self.shape) == 1:
+            self.input_mean, self.input_std = _moments(table.read(rows))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the labelled training and validation rows, whatever the run's seed and augmentation."""
+        if self._fingerprint is None:
+            parts = [self.splits[s].fingerprint() for s in ("train", "val")]
+            self._fingerprint = digest(*parts, self.kind, self.class_names, self.split_seed, VERSION)
+        return self._fingerprint
+
+    def source(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int,
+        device: torch.device,
+        rows: Tensor | None = None,
+        free_bytes: int | None = None,
+    ) -> Source:
+        """Batches of a split on `device`: shuffled and augmented if `train`, else in order, as they are.
+
+        Args:
+            rows: source row numbers within the split, repeats allowed (bagging); None: all of it.
+            free_bytes: memory free on `device` if it is not the host: what data.cache=auto decides by.
+
+        Raises:
+            Refused: the data set has no such split.
+            ValueError: `rows` are not of this split.
+        """
+        part = self.splits[choose("split", split, self.splits)]
+        rows = part.rows if rows is None else rows.long().cpu()
+        if len(rows) == 0 or not torch.isin(rows, part.rows).all():
+            raise ValueError(f"rows must be some of the {len(part.rows)} rows of the {split} split")
+        reuse = self.views is not None
+        plan = sources.Plan(
+            rows,
+            batch_size,
+            shuffle=train,
+            seed=seed,
+            views=self.views if train else None,
+            view_seed=self.split_seed,
+        )
+        return sources.Batches(
+            plan,
+            self._reader(part, torch.device(device), free_bytes),
+            part.target,
+            torch.device(device),
+            augment=self.augment if train and self.augment.active else None,
+            augment_seed=self.split_seed if reuse else seed,
+            moments=None
+            if self.input_mean is None or self.input_std is None
+            else (self.input_mean, self.input_std),
+        )
+
+    def _reader(
+        self, part: Split, device: torch.device, free_bytes: int | None
+    ) -> sources.Resident | sources.Streaming:
+        key = (part.name, str(device))
+        if key in self._held:
+            return self._held[key]
+        table, rows = part.table, part.rows
+        inputs = getattr(table, "inputs", None)
+        nbytes = table.nbytes * len(rows) // max(1, len(table.target))
+        where, why = sources.place(nbytes, self.cache, device, free_bytes, in_memory=inputs is not None)
+        note = f"{part.name}: {why}"
+        if note not in self.notes:
+            self.notes.append(note)
+        if where == "none":
+            return sources.Streaming(table, self.workers, device)
+        home = device if where == "device" else torch.device("cpu")
+        if inputs is not None and home.type == "cpu":
+            held = sources.Resident(inputs, None, device)
+        else:
+            held = sources.hold(table, rows, self.workers, home, device)
+        self._held[key] = held
+        return held
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the first dimension, float32; a constant column has deviation 1."""
+    x = x.double()
+    std = x.std(0, unbiased=False)
+    return x.mean(0).float(), torch.where(std > 0, std, torch.ones_like(std)).float()

@@ -1,0 +1,276 @@
+"""Sources: the epoch as a table of rows and views, and two ways to fetch the raw rows, resident or streaming.
+
+Both give the same bytes; all that is random happens afterwards, in one function of (raw batch, table rows).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sftc.data import random
+from sftc.data.augment import Augment, Draw
+from sftc.errors import Refused
+from sftc.types import Batch, Partner
+
+_COPY = 1_000_003  # views of the copies of a row that stands in `rows` more than once lie this far apart
+_DRAW_ROWS = 8192  # rows whose parameters are drawn at once: numpy's overhead vanishes, memory stays small
+
+
+class Readable(Protocol):
+    """The part of a table that fetching needs."""
+
+    shape: tuple[int, ...]
+
+    def read(self, rows: Tensor) -> Tensor: ...
+
+
+class Plan:
+    """Which rows an epoch visits, in which order and view, cut into which batches."""
+
+    def __init__(
+        self, rows: Tensor, batch_size: int, *, shuffle: bool, seed: int, views: int | None, view_seed: int
+    ) -> None:
+        self.rows = rows
+        self.shuffle, self.seed, self.views, self.view_seed = shuffle, seed, views, view_seed
+        ends = [*range(batch_size, len(rows), batch_size), len(rows)]
+        if len(ends) > 1 and len(rows) - ends[-2] == 1:
+            del ends[-2]  # BatchNorm cannot train on a single row
+        self.bounds = list(zip([0, *ends], ends, strict=False))
+        self._copy = _copies(rows.numpy())
+
+    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Row numbers and views in the order of this epoch, both long [n]."""
+        if not self.shuffle:
+            return self.rows, torch.zeros_like(self.rows)
+        order = random.order(self.seed, epoch, len(self.rows))
+        rows, copy = self.rows.numpy()[order], self._copy[order]
+        if self.views is None:
+            view = epoch + _COPY * copy
+        else:
+            start = random.bits(self.view_seed, rows, 0, (random.VIEW,))[:, 0] % np.uint64(self.views)
+            view = (epoch + start.astype(np.int64) + copy) % self.views
+        return torch.from_numpy(rows), torch.from_numpy(view)
+
+
+def _copies(rows: np.ndarray) -> np.ndarray:
+    """How many times each entry already occurred before it: int64 [n]."""
+    order = np.argsort(rows, kind="stable")
+    ranked = rows[order]
+    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    counts = np.diff(np.r_[first, len(rows)])
+    copy = np.empty(len(rows), dtype=np.int64)
+    copy[order] = np.arange(len(rows)) - np.repeat(first, counts)
+    return copy
+
+
+class Batches:
+    """A types.Source: effective batches of one split, on the device, augmented as whole batches."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        reader: Resident | Streaming,
+        target: Tensor,
+        device: torch.device,
+        *,
+        augment: Augment | None,
+        augment_seed: int,
+        moments: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.plan, self.reader, self.device = plan, reader, device
+        self.augment, self.augment_seed = augment, augment_seed
+        self.steps = len(plan.bounds)
+        self.rows = plan.rows
+        self.cache = reader.name  # "device", "host" or "none"
+        self.augmentation = (
+            "none" if augment is None else f"{augment.identity()}-{augment_seed}"
+        )  # for caches of logits
+        self._target = target.to(device)
+        self._moments = None if moments is None else tuple(m.to(device) for m in moments)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `epoch` from step `start` on."""
+        bounds = self.plan.bounds[start:]
+        if not bounds:
+            return
+        index, view = self.plan.epoch(epoch)
+        on_device = index.to(self.device)
+        views = view.to(self.device)
+        target = self._target.index_select(0, on_device)
+        draws = self._draws(index.numpy(), view.numpy(), bounds)
+        raws = self.reader.batches(index, bounds)
+        for (a, b), raw in zip(bounds, raws, strict=True):
+            if self._moments is not None:
+                raw = (raw - self._moments[0]) / self._moments[1]
+            batch = Batch(raw, target[a:b], on_device[a:b], views[a:b])
+            if self.augment is not None:
+                batch.inputs, lam = self.augment.apply(raw, next(draws))
+                batch.partner = None if lam is None else _mirrored(batch, lam)
+            yield batch
+
+    def _draws(
+        self, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]
+    ) -> Iterator[Draw]:
+        """Augmentation parameters of each batch. Drawn for many batches at once."""
+        augment = self.augment
+        if augment is None:
+            return
+        per = max(1, _DRAW_ROWS // max(1, bounds[0][1] - bounds[0][0]))
+        for i in range(0, len(bounds), per):
+            some = bounds[i : i + per]
+            lo, hi = some[0][0], some[-1][1]
+            draw = augment.draw(self.augment_seed, index[lo:hi], view[lo:hi], self.reader.shape).to(
+                self.device
+            )
+            for a, b in some:
+                yield draw[a - lo : b - lo]
+
+
+def _mirrored(batch: Batch, lam: Tensor) -> Partner:
+    return Partner(batch.index.flip(0), batch.view.flip(0), batch.target.flip(0), lam)
+
+
+class Resident:
+    """Rows held in memory, as uint8 or float32, and gathered by index."""
+
+    def __init__(self, inputs: Tensor, slot: Tensor | None, device: torch.device) -> None:
+        self.inputs = inputs
+        self.slot = slot  # source row number -> position in inputs; None: they are the same
+        self.device = device
+        self.shape = tuple(inputs.shape[1:])
+        self.name = "device" if inputs.device == device and device.type != "cpu" else "host"
+
+    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        at = index if self.slot is None else self.slot[index]
+        at = at.to(self.inputs.device)
+        moves = self.inputs.device != self.device
+        pin = moves and _pins(self.device)
+        for a, b in bounds:
+            raw = self.inputs.index_select(0, at[a:b])
+            if moves:
+                raw = (raw.pin_memory() if pin else raw).to(self.device, non_blocking=pin)
+            yield raw
+
+
+class Streaming:
+    """Rows read when they are needed, by worker processes that only read, decode and resize."""
+
+    name = "none"
+
+    def __init__(self, table: Readable, workers: int | None, device: torch.device) -> None:
+        self.table, self.workers, self.device = table, workers, device
+        self.shape = tuple(table.shape)
+
+    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        pin = _pins(self.device)
+        loader = DataLoader(
+            _Reads(self.table),
+            batch_size=None,
+            sampler=[index[a:b] for a, b in bounds],  # type: ignore[arg-type]
+            num_workers=_count(self.workers, bounds),
+            pin_memory=pin,
+            worker_init_fn=_quiet,
+            generator=torch.Generator(),  # else the loader would draw its base seed from the global one
+        )
+        for raw in loader:
+            if isinstance(raw, str):
+                raise Refused(raw)
+            yield raw.to(self.device, non_blocking=pin)
+
+
+class _Reads(Dataset):
+    """Row numbers in, raw rows out; a refusal comes as text, since workers bury messages in tracebacks."""
+
+    def __init__(self, table: Readable) -> None:
+        self.table = table
+
+    def __getitem__(self, rows: Tensor) -> Tensor | str:  # type: ignore[override]
+        try:
+            return self.table.read(rows)
+        except Refused as error:
+            return str(error)
+
+
+def _quiet(_worker: int) -> None:
+    # A forked worker inherits the run's handlers; on Ctrl-C and kill only the run itself shall answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _pins(device: torch.device) -> bool:
+    return device.type not in ("cpu", "mps")
+
+
+def _count(workers: int | None, bounds: Sequence[tuple[int, int]]) -> int:
+    """Worker processes: those asked for, else one per core up to four, none for a few rows."""
+    if workers is not None:
+        return workers
+    if bounds[-1][1] - bounds[0][0] < 1000:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
+
+
+def hold(
+    table: Readable, rows: Tensor, workers: int | None, home: torch.device, device: torch.device
+) -> Resident:
+    """Read `rows` once and keep them on `home`."""
+    held: Tensor | None = None
+    bounds = [(a, min(a + 256, len(rows))) for a in range(0, len(rows), 256)]
+    reads = Streaming(table, workers if not hasattr(table, "inputs") else 0, torch.device("cpu"))
+    for (a, b), raw in zip(bounds, reads.batches(rows, bounds), strict=True):
+        if held is None:
+            held = torch.empty((len(rows), *raw.shape[1:]), dtype=raw.dtype, device=home)
+        held[a:b] = raw.to(home)
+    assert held is not None
+    slot = torch.full((int(rows.max()) + 1,), -1)
+    slot[rows] = torch.arange(len(rows))
+    return Resident(held, slot, device)
+
+
+def place(
+    nbytes: int, cache: str, device: torch.device, free_bytes: int | None, *, in_memory: bool
+) -> tuple[str, str]:
+    """Where the raw rows of a split live ("device", "host", "none"), and why, in words."""
+    size = _megabytes(nbytes)
+    if cache == "device" and device.type == "cpu":
+        cache = "host"
+    if cache != "auto":
+        return cache, f"cache={cache} as asked ({size})"
+    if device.type != "cpu" and free_bytes is not None and nbytes <= 0.3 * free_bytes:
+        return "device", f"held on the device ({size} of {_megabytes(free_bytes)} free)"
+    if in_memory:
+        return "host", f"held in memory ({size})"
+    free = host_free()
+    if nbytes <= 0.4 * free:
+        return "host", f"held in memory ({size} of {_megabytes(free)} free)"
+    return "none", f"streamed from disk ({size} decoded, {_megabytes(free)} of memory free)"
+
+
+def host_free() -> int:
+    """Bytes of memory this process may still take: what the machine has, or what its container is allowed."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(
+        OSError, ValueError, StopIteration
+    ):  # no container, or one without a limit ("max")
+        limit = int((group / "memory.max").read_text())
+        stat = (group / "memory.stat").read_text().splitlines()
+        reclaimable = next(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+        free = min(free, limit - int((group / "memory.current").read_text()) + reclaimable)
+    return max(0, free)
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

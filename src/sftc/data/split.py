@@ -1,0 +1,188 @@
+"""From what a reader found to splits: carve what is missing, keep some classes, limit, hide labels.
+
+All of it is a pure function of (split_seed, source row): teams of different run seeds share their validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sftc.data import random
+from sftc.data.rows import Split, Table
+from sftc.errors import Refused, nearest
+
+
+class Raw:
+    """What a reader found: a way to open the table of each split the source has, at least "train"."""
+
+    __slots__ = ("class_names", "kind", "notes", "tables")
+
+    def __init__(
+        self,
+        kind: str,
+        class_names: list[str],
+        tables: dict[str, Callable[[], Table]],
+        notes: list[str] | None = None,
+    ) -> None:
+        self.kind = kind  # "classes", "labels" or "values"
+        self.class_names = class_names
+        self.tables = tables
+        self.notes = [] if notes is None else notes
+
+
+def spread(rows: Tensor, stratum: Tensor, total: int, seed: int, stream: int) -> Tensor:
+    """`total` of `rows` [n] by hash, evenly from every stratum [n], sorted. Fewer are some of the same."""
+    key = random.bits(seed, rows.numpy(), 0, (stream,))[:, 0]
+    strata = stratum.numpy()
+    order = np.lexsort((key, strata))
+    first = np.r_[True, strata[order][1:] != strata[order][:-1]]
+    starts = np.flatnonzero(first)
+    counts = np.diff(np.r_[starts, len(order)])
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    place = (rank + 0.5) / np.repeat(counts, counts)  # the share of its stratum that comes before the row
+    taken = order[np.lexsort((key[order], place))[:total]]
+    return rows[torch.from_numpy(np.sort(taken))]
+
+
+def strata(target: Tensor, rows: Tensor) -> Tensor:
+    """The class of each row; one stratum for several labels and for values."""
+    return target[rows] if target.dim() == 1 else torch.zeros_like(rows)
+
+
+def carve(
+    rows: Tensor, target: Tensor, share: float, seed: int, stream: int, *, what: str
+) -> tuple[Tensor, Tensor]:
+    """What is left of `rows`, and the `share` taken out of every class."""
+    taken = spread(rows, strata(target, rows), round(share * len(rows)), seed, stream)
+    rest = rows[~torch.isin(rows, taken)]
+    if len(taken) == 0 or len(rest) == 0:
+        raise Refused(
+            f"data.{what}_share={share} of {len(rows)} rows leaves a split with no rows; change the share"
+        )
+    return rest, taken
+
+
+def limited(rows: Tensor, target: Tensor, limit: float | None, seed: int) -> Tensor:
+    """The first `limit` rows, or that share of them, evenly from every class; all if there are fewer."""
+    if limit is None:
+        return rows
+    total = max(1, round(limit * len(rows))) if limit < 1 else int(limit)
+    return spread(rows, strata(target, rows), total, seed, random.LIMIT) if total < len(rows) else rows
+
+
+def hidden(target: Tensor, rows: Tensor, share: float | None, seed: int) -> Tensor:
+    """The targets with those of a `share` of `rows` hidden: -1 or NaN."""
+    if not share:
+        return target
+    target = target.clone()
+    drop = spread(rows, strata(target, rows), round(share * len(rows)), seed, random.HIDE)
+    target[drop] = -1 if target.dtype == torch.long else torch.nan
+    return target
+
+
+def chosen(kind: str, names: list[str], classes: list | None) -> list[int] | None:
+    """The numbers of data.classes, which gives names or numbers, in its order; None for all.
+
+    Raises:
+        Refused: an unknown class (with the nearest), one given twice, fewer than two, or no classes at all.
+    """
+    if classes is None:
+        return None
+    if kind == "values":
+        raise Refused("data.classes chooses among classes or labels; this data set has values")
+    numbers = [_number(c, names) for c in classes]
+    if len(set(numbers)) < len(numbers):
+        raise Refused(f"data.classes={classes} names a class twice")
+    if len(numbers) < (2 if kind == "classes" else 1):
+        raise Refused(f"data.classes={classes} leaves nothing to tell apart; give two or more")
+    return numbers
+
+
+def _number(wanted: object, names: list[str]) -> int:
+    if str(wanted) in names:
+        return names.index(str(wanted))
+    if isinstance(wanted, int) and 0 <= wanted < len(names):
+        return wanted
+    few = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    raise Refused(f"data.classes: no class {wanted}{nearest(str(wanted), names)} (classes: {few})")
+
+
+def relabelled(
+    target: Tensor, rows: Tensor, kind: str, numbers: list[int] | None, n: int
+) -> tuple[Tensor, Tensor]:
+    """Targets in the numbering of the chosen classes, and the rows that belong to one of them."""
+    if numbers is None:
+        return target, rows
+    if kind == "labels":
+        return target[:, numbers], rows
+    new = torch.full((n + 1,), -2)  # -2: another class
+    new[numbers] = torch.arange(len(numbers))
+    new[n] = -1
+    target = new[torch.where(target < 0, n, target)]
+    rows = rows[target[rows] != -2]
+    return target.clamp(min=-1), rows
+
+
+def splits(
+    raw: Raw,
+    *,
+    numbers: list[int] | None,
+    limit: float | None,
+    eval_limit: float | None,
+    val_share: float,
+    test_share: float,
+    split_seed: int,
+    unlabeled: float | None,
+) -> dict[str, Split]:
+    """Train, val and test. A test table that the source has is not opened before somebody looks at it.
+
+    Carving comes before classes and limit: those never move a row from one split to another.
+    """
+    train = raw.tables["train"]()
+    rows = {"train": torch.arange(len(train.target))}
+    if len(train.target) == 0:
+        raise Refused("the train split has no rows")
+    if "test" not in raw.tables and test_share:
+        rows["train"], rows["test"] = carve(
+            rows["train"], train.target, test_share, split_seed, random.SPLIT_TEST, what="test"
+        )
+        raw.notes.append(f"test: {test_share:g} of the source's training rows, by split_seed={split_seed}")
+    if "val" not in raw.tables:
+        rows["train"], rows["val"] = carve(
+            rows["train"], train.target, val_share, split_seed, random.SPLIT_VAL, what="val"
+        )
+        raw.notes.append(f"val: {val_share:g} of the training rows, by split_seed={split_seed}")
+
+    def load(name: str) -> tuple[Table, Tensor, Tensor]:
+        table = train if name in rows else raw.tables[name]()
+        mine = rows[name] if name in rows else torch.arange(len(table.target))
+        target, mine = relabelled(table.target, mine, raw.kind, numbers, len(raw.class_names))
+        mine = limited(mine, target, limit if name == "train" else eval_limit, split_seed)
+        if name == "train":
+            target = hidden(target, mine, unlabeled, split_seed)
+        return table, mine, target
+
+    names = [n for n in ("train", "val", "test") if n in rows or n in raw.tables]
+    return {n: Split(n, lambda n=n: load(n)) for n in names}
+
+
+def weights(class_weights: str | list | None, counts: Tensor | None, kind: str, rows: int) -> Tensor | None:
+    """data.class_weights as float32 [C], or None.
+
+    Balanced: rows / (classes * rows of the class); for several labels per row, rows without it / rows with it.
+    """
+    if class_weights is None or class_weights == "none":
+        return None
+    if counts is None:
+        raise Refused("data.class_weights needs classes or labels; set data.class_weights=none")
+    if class_weights == "balanced":
+        some = counts.clamp(min=1)
+        return ((rows - counts) / some if kind == "labels" else counts.sum() / (len(counts) * some)).float()
+    given = torch.tensor([float(w) for w in class_weights])
+    if len(given) != len(counts):
+        raise Refused(f"data.class_weights has {len(given)} numbers for {len(counts)} classes")
+    return given

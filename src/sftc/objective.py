@@ -1,0 +1,211 @@
+"""Learners x teachers x terms -> one scalar.
+
+The denominator: each term is the sum of value x weight over its rows, divided by the total weight of the *effective*
+batch. Cutting a batch into micro-batches, hiding labels or padding rows therefore never changes what is minimised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sftc.device import Device
+from sftc.errors import Refused
+from sftc.losses import Truth
+from sftc.models.surgery import Tapped
+from sftc.types import Batch, Out, Penalty, Step, Task, Teacher, Term, View
+
+Totals = dict[tuple[str, str], Tensor]
+
+
+def mix(*numbers: int) -> int:
+    """A seed below 2^63 out of several numbers: near ones give unrelated seeds, on every machine the same."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class Peer:
+    """Another learner of the same objective as a teacher: what it said this very step, detached."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, batch: Batch) -> Out:
+        raise TypeError("a peer is answered by the objective, not by itself")
+
+
+class Live:
+    """A frozen model as a teacher: in eval mode and without gradients, whatever anybody does around it."""
+
+    def __init__(self, model: nn.Module, device: Device, taps: Sequence[str] = ()) -> None:
+        self.device = device
+        self.model = device.place(model).requires_grad_(False).eval()
+        self.tapped = Tapped(self.model, taps)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Out:
+        self.model.eval()
+        with self.device.autocast():
+            out = self.tapped(self.device.inputs(batch.inputs))
+        return Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}).detach()
+
+
+class Learner:
+    """One student: what it learns, from whom, on which rows.
+
+    Args:
+        student: `student(batch.inputs)` gives logits.
+        task: the problem it solves.
+        terms: name -> term; the truth alone by default.
+        teachers: each term sees their answers, in this order.
+        penalties: name -> cost of the student itself.
+        row_weight: [n] weight of each source row (boosting), or None.
+        source: which of the fit's sources it reads, by position.
+        name: prefixes what it logs when there is more than one.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        task: Task,
+        *,
+        terms: Mapping[str, Term] | None = None,
+        teachers: Sequence[Teacher] = (),
+        penalties: Mapping[str, Penalty] | None = None,
+        row_weight: Tensor | None = None,
+        source: int = 0,
+        name: str = "student",
+    ) -> None:
+        self.student = student
+        self.task = task
+        self.terms = dict(terms) if terms is not None else {"truth": Truth()}
+        self.teachers = tuple(teachers)
+        self.penalties = dict(penalties or {})
+        self.row_weight = row_weight
+        self.source = source
+        self.name = name
+        for term_name, term in self.terms.items():
+            lacking = term.needs - {"target"} - task.offers
+            if lacking:
+                raise Refused(f"term {term_name} needs {', '.join(sorted(lacking))}, which this task does not have")
+
+
+class Objective(nn.Module):
+    """What one training step minimises: the sum over learners and their terms."""
+
+    def __init__(self, learners: Sequence[Learner], device: Device, seed: int = 0) -> None:
+        super().__init__()
+        names = [x.name for x in learners]
+        if len(set(names)) < len(names):
+            raise ValueError(f"learners need different names, not {names}")
+        self.learners = list(learners)
+        self.device = device
+        self.seed = seed
+        self.students = nn.ModuleList(x.student for x in learners)
+        self.terms = nn.ModuleList(nn.ModuleDict(dict(x.terms)) for x in learners)
+        self._tapped = [
+            Tapped(x.student, sorted({tap for t in x.terms.values() for tap in t.student_taps})) for x in learners
+        ]
+        self._dims: dict[tuple[str, str], int] = {}  # of each term's values: 1 per row, more per position
+        for x in self.learners:
+            if x.row_weight is not None:
+                x.row_weight = x.row_weight.to(device.torch, torch.float32)
+
+    def _label(self, learner: Learner, name: str) -> str:
+        return name if len(self.learners) == 1 else f"{learner.name}/{name}"
+
+    def _outs(self, batches: Sequence[Batch], step: int, micro: int) -> list[Out]:
+        outs = []
+        for i, learner in enumerate(self.learners):
+            # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
+            self.device.reseed(mix(self.seed, i, step, micro))
+            with self.device.autocast():
+                out = self._tapped[i](self.device.inputs(batches[learner.source].inputs))
+            outs.append(Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}))
+        return outs
+
+    def _views(self, batches: Sequence[Batch], progress: float, step: int, micro: int) -> list[View]:
+        outs = self._outs(batches, step, micro)
+        said: dict[tuple[int, int], Out] = {}  # a teacher shared by learners runs once per batch
+
+        def answer(teacher: Teacher, source: int) -> Out:
+            if isinstance(teacher, Peer):
+                return next(o for x, o in zip(self.learners, outs, strict=True) if x.name == teacher.name).detach()
+            key = id(teacher), source
+            if key not in said:
+                said[key] = teacher(batches[source])
+            return said[key]
+
+        return [
+            View(batches[x.source], out, tuple(answer(t, x.source) for t in x.teachers), x.task, progress)
+            for x, out in zip(self.learners, outs, strict=True)
+        ]
+
+    def prepare(self, batches: Sequence[Batch]) -> None:
+        """One dry run on real rows: terms build their projectors, and the shape of their values is noted."""
+        was = [(m, m.training) for m in self.students.modules()]
+        try:
+            # Eval mode, or the dry run itself would move BatchNorm statistics.
+            self.students.eval()
+            with torch.no_grad():
+                views = self._views(batches, 0.0, 0, 0)
+                for i, (learner, view) in enumerate(zip(self.learners, views, strict=True)):
+                    for j, (name, term) in enumerate(learner.terms.items()):
+                        self.device.reseed(mix(self.seed, i, j))
+                        term.prepare(view)
+                        term.to(self.device.torch)
+                        self._dims[learner.name, name] = term(view).ndim
+        finally:
+            for module, mode in was:
+                module.training = mode
+
+    def _weight(self, learner: Learner, name: str, batch: Batch) -> Tensor:
+        """[N] or [N, *positions]: what each value of a term counts."""
+        term = learner.terms[name]
+        known = learner.task.weight(batch.target)
+        if batch.partner is not None and "target" in term.needs:
+            lam = batch.partner.lam.view(-1, *[1] * (known.ndim - 1))
+            known = lam * known + (1 - lam) * learner.task.weight(batch.partner.target)
+        weight = known if "target" in term.needs else torch.ones_like(known)
+        for extra in (batch.weight, None if learner.row_weight is None else learner.row_weight[batch.index]):
+            if extra is not None:
+                weight = weight * extra.view(*extra.shape, *[1] * (weight.ndim - extra.ndim))
+        if self._dims.get((learner.name, name), 1) == 1 and weight.ndim > 1:
+            weight = weight.flatten(1).mean(1)
+        return weight
+
+    def totals(self, batches: Sequence[Batch]) -> Totals:
+        """Total weight of an effective batch, per learner and term: the denominators of its micro-batches."""
+        return {
+            (x.name, name): self._weight(x, name, batches[x.source]).sum().clamp_min(torch.finfo(torch.float32).tiny)
+            for x in self.learners
+            for name in x.terms
+        }
+
+    def forward(
+        self, batches: Sequence[Batch], totals: Totals, progress: float = 0.0, step: int = 0, micro: int = 0
+    ) -> Step:
+        views = self._views(batches, progress, step, micro)
+        parts: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        with self.device.exact():
+            for learner, view in zip(self.learners, views, strict=True):
+                for name, term in learner.terms.items():
+                    values = term(view)
+                    weight = self._weight(learner, name, view.batch)
+                    # where: a row of weight 0 may hold inf, and 0 * inf would be NaN
+                    part = torch.where(weight > 0, values * weight, 0.0).sum() / totals[learner.name, name]
+                    label = self._label(learner, name)
+                    parts[label], rows[label] = part.detach(), values.detach()
+                    part = part if term.weight == 1 else term.weight * part
+                    total = part if total is None else total + part
+                for name, penalty in learner.penalties.items() if micro == 0 else ():
+                    part = penalty(learner.student)
+                    parts[self._label(learner, name)] = part.detach()
+                    total = part if total is None else total + part
+        assert total is not None
+        return Step(total, parts, rows)

@@ -1,0 +1,110 @@
+"""Finished runs -> tables and the model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sftc.store import Run
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def scores(result: dict[str, Any]) -> Table:
+    """Best and last weights on validation and test, a line per metric."""
+    best, last = result["best"], result["last"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    for title in (f"best (epoch {best['epoch'] + 1})", f"last (epoch {last['epoch'] + 1})"):
+        table.add_column(f"val, {title}", justify="right")
+        table.add_column(f"test, {title}", justify="right")
+    for name in _ordered(result):
+        row = [result["val"], result["test"], last["val"], last["test"]]
+        table.add_row(name + (" <- monitor" if name == result["monitor"] else ""), *(_number(r.get(name)) for r in row))
+    return table
+
+
+def _ordered(result: dict[str, Any]) -> list[str]:
+    names = sorted(result["val"])
+    names.remove(result["monitor"])
+    return [result["monitor"], *names]
+
+
+def evaluation(metrics: dict[str, Any], stored: dict[str, Any] | None, split: str) -> Table:
+    """Metrics of one evaluation, beside those the run stored when they are about the same rows."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column(split, justify="right")
+    if stored is not None:
+        table.add_column("stored in the run", justify="right")
+    for name in sorted(metrics):
+        extra = [] if stored is None else [_number(stored.get(name))]
+        table.add_row(name, _number(metrics[name]), *extra)
+    return table
+
+
+def per_class(table: dict[str, dict[str, float]]) -> Table:
+    out = Table(box=None, pad_edge=False)
+    out.add_column("class")
+    for name in ("precision", "recall", "f1", "rows"):
+        out.add_column(name, justify="right")
+    for name, row in table.items():
+        out.add_row(name, *(_number(row[k]) for k in ("precision", "recall", "f1", "rows")))
+    return out
+
+
+def show(*things: Any) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for thing in things:
+        console.print(thing)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
+
+
+def card(run: Run, command: str, notes: list[str]) -> str:
+    """README.md of a run: what it is, how good, on what, and how to make it again."""
+    config, result = run.config, run.result
+    best, last = result["best"], result["last"]
+    numbers = _markdown(
+        ["metric", "val (best)", "test (best)", "val (last)", "test (last)"],
+        [
+            [n, *(_number(r.get(n)) for r in (result["val"], result["test"], last["val"], last["test"]))]
+            for n in _ordered(result)
+        ],
+    )
+    facts = _markdown(["", ""], [[k, str(v)] for k, v in {"parameters": result["params"], **result["model"]}.items()])
+    said = "\n".join(f"- {n}" for n in notes)
+    return f"""# {config["model"]["name"]} on {config["data"]["name"]}, strategy {config["strategy"]["name"]}
+
+`model.safetensors` is the best of {last["epoch"] + 1} epochs on validation by {result["monitor"]} (epoch
+{best["epoch"] + 1}); `last.safetensors` the last. The test split was read once, after training.
+
+{numbers}
+
+## Model
+
+{facts}
+
+## Choices made, and why
+
+{said}
+
+## Again
+
+```
+{command}
+sftc eval run={run.path}
+```
+
+Training took {result["seconds"]:.1f} seconds and ended by {result["ended"]}. `config.yaml` holds every setting,
+`environment.json` the versions and the machine, `rows.safetensors` the rows of every split.
+"""

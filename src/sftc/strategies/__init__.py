@@ -1,0 +1,5 @@
+"""Strategies: short stories over a Lab. To add one: a file here, a row in the table, a YAML in conf/strategy."""
+
+from sftc.strategies.plain import Plain
+
+STRATEGIES = {"plain": Plain}

@@ -1,0 +1,259 @@
+"""The kinds of problem: what a loss is, what a score is, what is counted. Dense targets use the same classes.
+
+Shapes: N rows, C outputs, `*positions` empty for one answer per row. Unlabelled is a property of the target: -1 for
+classes, NaN for labels and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sftc.errors import Refused, choose
+from sftc.metrics import ClassMeter, LabelMeter, ValueMeter
+
+MINIMIZED = frozenset({"loss", "nll", "brier", "ece", "mae", "rmse"})
+
+
+class Classification:
+    """One of C classes per row. Logits [N, C, *positions], target [N, *positions] (-1: unlabelled).
+
+    Args:
+        classes: their names, in the order of the logits.
+        loss: cross_entropy; nll for models that end in LogSoftmax; focal (Lin et al. 2017).
+        smoothing: share of the target spread over all classes (Szegedy et al. 2016).
+        class_weight: [C], weighs rows by their class as `torch.nn.CrossEntropyLoss(weight=)` does.
+        gamma: of the focal loss.
+    """
+
+    offers = frozenset({"classes", "probabilities"})
+    losses = ("cross_entropy", "nll", "focal")
+    metrics = ("accuracy", "top5", "f1", "ece", "nll", "brier", "loss")
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        loss: str = "auto",
+        smoothing: float = 0.0,
+        gamma: float = 2.0,
+        class_weight: Tensor | None = None,
+        monitor: str = "auto",
+    ) -> None:
+        self.classes = list(classes)
+        self.out_dim = len(self.classes)
+        self.loss_name = _loss(loss, self.losses, "classes")
+        self.smoothing = smoothing
+        self.gamma = gamma
+        self.class_weight = class_weight
+        self.monitor, self.maximize = _monitor(monitor, "accuracy", self.metrics)
+        if self.monitor == "top5" and self.out_dim <= 5:
+            raise Refused(f"monitor=top5 needs more than 5 classes; there are {self.out_dim}: use monitor=accuracy")
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.loss_name == "cross_entropy":
+            return F.cross_entropy(
+                logits, target, reduction="none", ignore_index=-1, label_smoothing=self.smoothing
+            )
+        log_p = logits if self.loss_name == "nll" else F.log_softmax(logits, 1)
+        true = -log_p.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+        if self.loss_name == "focal":
+            true = (1 - (-true).exp()).clamp_min(0) ** self.gamma * true
+        if self.smoothing:
+            true = (1 - self.smoothing) * true - self.smoothing * log_p.mean(1)
+        return torch.where(target >= 0, true, 0.0)
+
+    def distance(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015), [N, *positions]."""
+        student = F.log_softmax(logits / temperature, 1)
+        teacher = F.log_softmax(teacher / temperature, 1)
+        return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+
+    def weight(self, target: Tensor) -> Tensor:
+        known = target >= 0
+        if self.class_weight is None:
+            return known.float()
+        if self.class_weight.device != target.device:
+            self.class_weight = self.class_weight.to(target.device)
+        return self.class_weight[target.clamp_min(0)] * known
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+    def logits(self, scores: Tensor) -> Tensor:
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+    def hard(self, scores: Tensor) -> Tensor:
+        return F.one_hot(scores.argmax(1), self.out_dim).movedim(-1, 1).to(scores.dtype)
+
+    def miss(self, scores: Tensor, target: Tensor) -> Tensor:
+        return (scores.argmax(1) != target).to(scores.dtype)
+
+    def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if logits.ndim == 2:
+            return self.scores(logits), target, index
+        keep = target >= 0
+        scores = self.scores(logits).movedim(1, -1)[keep]
+        row = index.view(-1, *[1] * (target.ndim - 1)).expand_as(target)[keep]
+        return scores, target[keep], row
+
+    def meter(self, full: bool = True) -> ClassMeter:
+        return ClassMeter(self, full)
+
+
+class MultiLabel:
+    """Any of L labels per row. Logits and target [N, L]; a target is 0, 1 or NaN (not known)."""
+
+    offers = frozenset({"labels", "probabilities"})
+    losses = ("bce", "focal")
+    metrics = ("f1", "map", "accuracy", "nll", "brier", "loss")
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        loss: str = "auto",
+        gamma: float = 2.0,
+        class_weight: Tensor | None = None,
+        monitor: str = "auto",
+    ) -> None:
+        self.classes = list(labels)
+        self.out_dim = len(self.classes)
+        self.loss_name = _loss(loss, self.losses, "several labels a row")
+        self.gamma = gamma
+        self.class_weight = class_weight  # [L], weighs the positives as `BCEWithLogitsLoss(pos_weight=)` does
+        self.monitor, self.maximize = _monitor(monitor, "f1", self.metrics)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        clean = torch.where(known, target, 0.0)
+        weight = None if self.class_weight is None else self.class_weight.to(logits.device)
+        value = F.binary_cross_entropy_with_logits(logits, clean, reduction="none", pos_weight=weight)
+        if self.loss_name == "focal":
+            p = logits.sigmoid()
+            value = value * (p * (1 - clean) + (1 - p) * clean) ** self.gamma
+        return torch.where(known, value, 0.0).sum(1) / known.sum(1).clamp_min(1)
+
+    def distance(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """T^2 * KL between the two Bernoulli distributions of each label, averaged over labels."""
+        t = teacher / temperature
+        p = t.sigmoid()
+        cross = F.binary_cross_entropy_with_logits(logits / temperature, p, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(t, p, reduction="none")
+        return temperature**2 * (cross - entropy).mean(1)
+
+    def weight(self, target: Tensor) -> Tensor:
+        return (~target.isnan()).any(1).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def logits(self, scores: Tensor) -> Tensor:
+        return scores.logit(eps=1e-7)
+
+    def hard(self, scores: Tensor) -> Tensor:
+        return (scores >= 0.5).to(scores.dtype)
+
+    def miss(self, scores: Tensor, target: Tensor) -> Tensor:
+        return ((scores >= 0.5) != (target >= 0.5)).to(scores.dtype).mean(1)
+
+    def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scores(logits), target, index
+
+    def meter(self, full: bool = True) -> LabelMeter:
+        return LabelMeter(self, full)
+
+
+class Regression:
+    """K values per row. Models answer in standard units; scores, targets and metrics are in the data's own.
+
+    Args:
+        names: of the K values.
+        mean, std: [K], of the training rows.
+        loss: mse, or huber (`delta` in standard units).
+    """
+
+    offers = frozenset({"values"})
+    losses = ("mse", "huber")
+    metrics = ("r2", "mae", "rmse", "loss")
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        loss: str = "auto",
+        delta: float = 1.0,
+        monitor: str = "auto",
+    ) -> None:
+        self.classes = list(names)
+        self.out_dim = len(self.classes)
+        self.mean = torch.zeros(self.out_dim) if mean is None else mean.float()
+        self.std = torch.ones(self.out_dim) if std is None else std.float()
+        # A constant target has no spread to divide by.
+        self.std = torch.where(self.std > 0, self.std, 1.0)
+        self.loss_name = _loss(loss, self.losses, "values")
+        self.delta = delta
+        self.monitor, self.maximize = _monitor(monitor, "r2", self.metrics)
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mean.device != like.device:
+            self.mean, self.std = self.mean.to(like.device), self.std.to(like.device)
+        return self.mean, self.std
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        mean, std = self._scale(logits)
+        known = ~target.isnan()
+        goal = torch.where(known, (target - mean) / std, 0.0)
+        if self.loss_name == "huber":
+            value = F.huber_loss(logits, goal, reduction="none", delta=self.delta)
+        else:
+            value = (logits - goal) ** 2
+        return torch.where(known, value, 0.0).sum(1) / known.sum(1).clamp_min(1)
+
+    def distance(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return ((logits - teacher) ** 2).mean(1)
+
+    def weight(self, target: Tensor) -> Tensor:
+        return (~target.isnan()).any(1).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        mean, std = self._scale(logits)
+        return logits * std + mean
+
+    def logits(self, scores: Tensor) -> Tensor:
+        mean, std = self._scale(scores)
+        return (scores - mean) / std
+
+    def hard(self, scores: Tensor) -> Tensor:
+        raise Refused("values cannot be voted on; use fuse=mean or fuse=median")
+
+    def miss(self, scores: Tensor, target: Tensor) -> Tensor:
+        error = (scores - target).abs().mean(1)
+        return error / error.max().clamp_min(torch.finfo(error.dtype).tiny)
+
+    def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scores(logits), target, index
+
+    def meter(self, full: bool = True) -> ValueMeter:
+        return ValueMeter(self, full)
+
+
+TASKS = {"classes": Classification, "labels": MultiLabel, "values": Regression}
+
+
+def _loss(name: str, options: Sequence[str], kind: str) -> str:
+    if name == "auto":
+        return options[0]
+    if name not in options:
+        raise Refused(f"loss={name} does not fit data with {kind}; use loss={' or loss='.join(options)}")
+    return name
+
+
+def _monitor(name: str, default: str, options: Sequence[str]) -> tuple[str, bool]:
+    name = choose("monitor", default if name == "auto" else name, options)
+    return name, name not in MINIMIZED

@@ -1,0 +1,115 @@
+"""Streams of batches against scikit-learn on everything at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from sftc import metrics
+from sftc.tasks import Classification, MultiLabel, Regression
+
+
+def _stream(task, logits, target, weight=None, size=7, full=True):
+    meter = task.meter(full)
+    for i in range(0, len(logits), size):
+        meter.update(logits[i : i + size], target[i : i + size], None if weight is None else weight[i : i + size])
+    return meter
+
+
+@pytest.fixture
+def rows():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(101, 7, generator=g) * 2, torch.randint(7, (101,), generator=g)
+
+
+def test_classification_agrees_with_scikit_learn(rows):
+    x, y = rows
+    m = _stream(Classification("abcdefg"), x, y).compute()
+    p = x.double().softmax(1).numpy()
+    assert m["accuracy"] == pytest.approx(sk.accuracy_score(y, p.argmax(1)), abs=1e-6)
+    assert m["f1"] == pytest.approx(sk.f1_score(y, p.argmax(1), average="macro"), abs=1e-6)
+    assert m["top5"] == pytest.approx(sk.top_k_accuracy_score(y, p, k=5), abs=1e-6)
+    assert m["nll"] == pytest.approx(sk.log_loss(y, p, labels=range(7)), abs=1e-6)
+    assert m["loss"] == pytest.approx(m["nll"], abs=1e-5)
+    one_hot = np.eye(7)[y]
+    assert m["brier"] == pytest.approx(float(((p - one_hot) ** 2).sum(1).mean()), abs=1e-6)
+
+
+def test_brier_of_two_classes_is_twice_scikit_learns():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(50) % 2
+    m = _stream(Classification("ab"), x, y).compute()
+    assert m["brier"] == pytest.approx(2 * sk.brier_score_loss(y, x.softmax(1)[:, 1]), abs=1e-6)
+    assert "top5" not in m
+
+
+def test_per_class_table_agrees_with_scikit_learn(rows):
+    x, y = rows
+    table = _stream(Classification("abcdefg"), x, y).per_class()
+    p, r, f, n = sk.precision_recall_fscore_support(y, x.argmax(1), labels=range(7), zero_division=0)
+    for i, name in enumerate("abcdefg"):
+        assert table[name]["precision"] == pytest.approx(p[i])
+        assert table[name]["recall"] == pytest.approx(r[i])
+        assert table[name]["f1"] == pytest.approx(f[i])
+        assert table[name]["rows"] == n[i]
+
+
+def test_ece_of_a_certain_and_wrong_model_is_one():
+    m = _stream(Classification("ab"), torch.tensor([[50.0, -50.0]] * 8), torch.ones(8, dtype=torch.long)).compute()
+    assert m["ece"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_batches_pieces_padding_and_unlabelled_rows_do_not_show(rows, monkeypatch):
+    x, y = rows
+    whole = _stream(Classification("abcdefg"), x, y, size=101).compute()
+    monkeypatch.setattr(metrics, "PIECE", 10)
+    padded = torch.cat([x, torch.full((9, 7), 99.0)])
+    target = torch.cat([y, torch.tensor([0] * 5 + [-1] * 4)])
+    weight = torch.cat([torch.ones(101), torch.zeros(5), torch.ones(4)])
+    again = _stream(Classification("abcdefg"), padded, target, weight).compute()
+    assert again == pytest.approx(whole, abs=1e-6)
+
+
+def test_dense_targets_count_positions_not_rows():
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    y = x.argmax(1)
+    y[0, 0] = -1
+    m = _stream(Classification("abcd"), x, y, size=2).compute()
+    assert m["accuracy"] == 1.0
+    flat = x.movedim(1, -1).reshape(-1, 4)[y.flatten() >= 0].double()
+    assert m["nll"] == pytest.approx(float(-flat.log_softmax(1).max(1).values.mean()), abs=1e-6)
+
+
+def test_class_weights_weigh_the_loss_and_nothing_else(rows):
+    x, y = rows
+    w = torch.arange(1.0, 8.0)
+    m = _stream(Classification("abcdefg", class_weight=w), x, y).compute()
+    plain = _stream(Classification("abcdefg"), x, y).compute()
+    assert m["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(x, y, weight=w)), abs=1e-5)
+    assert m["nll"] == plain["nll"]
+
+
+def test_values_agree_with_scikit_learn():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(40, 2, generator=g) * 10 + 1e4
+    task = Regression(["u", "v"], mean=y.mean(0), std=y.std(0))
+    x = (y - y.mean(0)) / y.std(0) + torch.randn(40, 2, generator=g) * 0.3
+    m = _stream(task, x, y).compute()
+    p = task.scores(x)
+    assert m["r2"] == pytest.approx(sk.r2_score(y, p), abs=1e-4)
+    assert m["mae"] == pytest.approx(sk.mean_absolute_error(y, p), rel=1e-4)
+    assert m["rmse"] == pytest.approx(sk.root_mean_squared_error(y.flatten(), p.flatten()), rel=1e-4)
+    assert math.isnan(_stream(task, x[:1], y[:1]).compute()["r2"])
+
+
+def test_labels_agree_with_scikit_learn():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 3, generator=g), (torch.rand(60, 3, generator=g) > 0.6).float()
+    m = _stream(MultiLabel("abc"), x, y).compute()
+    assert m["f1"] == pytest.approx(sk.f1_score(y, x > 0, average="macro"), abs=1e-6)
+    assert m["map"] == pytest.approx(sk.average_precision_score(y, x.sigmoid(), average="macro"), abs=1e-5)
+    assert m["accuracy"] == pytest.approx(float(((x > 0) == y.bool()).float().mean()), abs=1e-6)

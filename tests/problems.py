@@ -14,7 +14,16 @@ from sftc.lab import Lab
 from sftc.stop import Stopper
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-SMALL = ("device=cpu", "device.threads=1", "data.limit=96", "epochs=2", "batch_size=32", "quiet=true", "model=mlp", "data.workers=0")
+SMALL = (
+    "device=cpu",
+    "device.threads=1",
+    "data.limit=96",
+    "epochs=2",
+    "batch_size=32",
+    "quiet=true",
+    "model=mlp",
+    "data.workers=0",
+)
 
 
 def config(*overrides: str, command: str = "train") -> dict[str, Any]:

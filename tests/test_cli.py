@@ -12,30 +12,68 @@ from pathlib import Path
 
 import pytest
 
-from sftc.cli import conf, main
+from sftc.cli import compose, conf, main
 from sftc.errors import Refused, Stopped
 
-OPTIONS = {
-    "model/_base": "# sftc ls model\ninput_size: auto  # one of auto, min or int >= 1: of images\n",
-    "model/mlp": "# sftc train model=mlp  (fully connected)\ndefaults: [_base, _self_]\nname: mlp  # fixed: it\n"
-    "hidden: [8]  # list: sizes\n",
-    "model/simple_cnn": "# sftc train model=simple_cnn\ndefaults: [_base, _self_]\nname: simple_cnn  # fixed: it\n",
-    "data/_base": "# sftc ls data\nlimit: null  # int or float > 0 or null: rows\nworkers: 0  # int >= 0: readers\n",
-    "data/digits": "# sftc train data=digits\ndefaults: [_base, _self_]\nname: digits  # fixed: it\n",
-    "data/fake": "# sftc train data=fake\ndefaults: [_base, _self_]\nname: fake  # fixed: it\nkind: classes  # str: x\n",
-    "strategy/plain": "# sftc train strategy=plain\nname: plain  # fixed: it\n",
-    "strategy/kd": "# sftc train strategy=kd\nname: kd  # fixed: it\ntemperature: 4.0  # float > 0: softness\n"
-    "terms:  # dict: addends of the loss\n  soft:\n    weight: 1.0  # float >= 0: of the teacher\n",
-    "optim/adamw": "# sftc train optim=adamw\nname: adamw  # fixed: it\nlr: 1e-3  # float > 0: rate\n",
-    "schedule/cosine": "# sftc train schedule=cosine\nname: cosine  # fixed: it\n",
-    "finetune/full": "# sftc train finetune=full\nname: full  # fixed: it\n",
-    "loss/auto": "# sftc train loss=auto\nname: auto  # fixed: it\n",
-    "device/auto": "# sftc train device=auto\naccelerator: auto  # fixed: it\n",
-    "device/cpu": "# sftc train device=cpu\naccelerator: cpu  # fixed: it\n",
-    "tracker/none": "# sftc train tracker=none\nname: none  # fixed: it\n",
-    "experiment/big": "# @package _global_\n# sftc train experiment=big\ndefaults:\n  - override /model: mlp\n"
-    "  - override /device: auto\nepochs: 77\nmodel:\n  hidden: [99]\n",
-}
+OPTIONS = """
+model/_base        # sftc ls model
+                   input_size: auto  # one of auto, min or int >= 1: of images
+model/mlp          # sftc train model=mlp  (fully connected)
+                   defaults: [_base, _self_]
+                   name: mlp  # fixed: the model
+                   hidden: [8]  # list: sizes
+model/simple_cnn   # sftc train model=simple_cnn
+                   defaults: [_base, _self_]
+                   name: simple_cnn  # fixed: the model
+data/_base         # sftc ls data
+                   limit: null  # int or float > 0 or null: rows
+                   eval_limit: null  # int or float > 0 or null: rows
+                   workers: 0  # int >= 0: readers
+data/digits        # sftc train data=digits
+                   defaults: [_base, _self_]
+                   name: digits  # fixed: the data
+data/fake          # sftc train data=fake
+                   defaults: [_base, _self_]
+                   name: fake  # fixed: the data
+                   kind: classes  # str: of targets
+strategy/plain     # sftc train strategy=plain
+                   name: plain  # fixed: the strategy
+strategy/kd        # sftc train strategy=kd
+                   name: kd  # fixed: the strategy
+                   temperature: 4.0  # float > 0: softness
+                   terms:  # dict: addends of the loss
+                     soft:
+                       weight: 1.0  # float >= 0: of the teacher
+optim/adamw        # sftc train optim=adamw
+                   name: adamw  # fixed: the optimizer
+                   lr: 1e-3  # float > 0: rate
+schedule/cosine    # sftc train schedule=cosine
+                   name: cosine  # fixed: the schedule
+finetune/full      # sftc train finetune=full
+                   name: full  # fixed: what moves
+loss/auto          # sftc train loss=auto
+                   name: auto  # fixed: the loss
+device/auto        # sftc train device=auto
+                   accelerator: auto  # fixed: where
+device/cpu         # sftc train device=cpu
+                   accelerator: cpu  # fixed: where
+tracker/none       # sftc train tracker=none
+                   name: none  # fixed: the tracker
+experiment/big     # @package _global_
+                   # sftc train experiment=big
+                   defaults: [{override /model: mlp}, {override /device: auto}]
+                   epochs: 77
+                   model: {hidden: [99]}
+"""
+
+
+def _write_options(root: Path) -> None:
+    for line in OPTIONS.strip().splitlines():
+        name, text = line[:19].strip(), line[19:]
+        file = root / f"{name}.yaml" if name else file  # noqa: F821 - the first line has a name
+        file.parent.mkdir(exist_ok=True)
+        with file.open("w" if name else "a") as out:
+            out.write(text + "\n")
 
 
 class Build(types.ModuleType):
@@ -82,12 +120,10 @@ def build(monkeypatch) -> Build:
 
 @pytest.fixture
 def sftc(tmp_path, monkeypatch, capsys, build):
-    """`sftc(*args)` in an empty directory, over our own commands and a few toy options: code, stdout, stderr."""
+    """`sftc(*args)` -> (code, stdout, stderr), in an empty directory, over our commands and toy options."""
     root = tmp_path / "conf"
     shutil.copytree(conf.conf_dir(), root, ignore=lambda d, names: [n for n in names if _foreign(Path(d), n)])
-    for name, text in OPTIONS.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / f"{name}.yaml").write_text(text)
+    _write_options(root)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(conf, "conf_dir", lambda: root)
@@ -104,11 +140,8 @@ def sftc(tmp_path, monkeypatch, capsys, build):
 
 def _foreign(directory: Path, name: str) -> bool:
     ours = ("debug", "experiment")
-    return (
-        ((directory / name).is_dir()
-        and name not in ours)
-        or (directory.name == "experiment"
-        and name != "none.yaml")
+    return ((directory / name).is_dir() and name not in ours) or (
+        directory.name == "experiment" and name != "none.yaml"
     )
 
 
@@ -116,7 +149,7 @@ def folders() -> list[Path]:
     return sorted(Path("outputs").glob("*/*"))
 
 
-# -- one run ----------------------------------------------------------------------------------------------------------
+# -- one run ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_gets_a_plain_config_and_a_named_folder(sftc, build):
@@ -151,7 +184,7 @@ def test_out_chooses_the_folder_and_is_never_overwritten(sftc, build):
 
 def test_a_path_with_an_equals_sign_works_once_quoted(sftc, build):
     assert sftc("eval", 'run="a=b"')[0] == 0
-    assert build.jobs[0] == {"run": "a=b", "split": "test"}
+    assert build.jobs[0] == {"run": "a=b", "split": "test", "quiet": False, "data": None, "device": None}
 
 
 def test_an_unexpected_error_is_one_line_and_a_file(sftc, build):
@@ -201,7 +234,7 @@ def test_resume_takes_the_stored_settings_only(sftc, build):
     assert not Path("outputs").exists()
 
 
-# -- mistakes ---------------------------------------------------------------------------------------------------------
+# -- mistakes -----------------------------------------------------------------------------------------------
 
 MISTAKES = [
     (["trian"], "sftc: there is no command 'trian'; did you mean 'train'?"),
@@ -276,7 +309,7 @@ def test_a_broken_yaml_of_the_user_names_file_and_line(sftc, directory):
     assert err.count("\n") == 1
 
 
-# -- a user's own files -------------------------------------------------------------------------------------------------
+# -- a user's own files -------------------------------------------------------------------------------------
 
 
 def test_config_dir_adds_options_with_keys_of_their_own(sftc, build):
@@ -325,7 +358,21 @@ def test_smoke_has_the_last_word_over_an_experiment(sftc, build):
     assert cfg["data"]["limit"] <= 64
 
 
-# -- sweeps -----------------------------------------------------------------------------------------------------------
+CHOICES = [(g, o) for g, options in conf.groups([conf.conf_dir()]).items() for o in options if g != "debug"]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=lambda word: word)
+def test_every_option_we_ship_composes_also_with_smoke(group, option):
+    dirs = [conf.conf_dir()]
+    needs = [f"model.name={'resnet18'}"] if option in ("timm", "torchvision") and group == "model" else []
+    needs += ["optim.name=adamw"] if (group, option) == ("optim", "timm") else []
+    config = compose.check_all("train", [f"{group}={option}", "debug=smoke", *needs], dirs, sweep=False)
+    assert config.choices[group] == option
+    assert config.values["max_steps"] == 2
+    assert config.values["model"]["input_size"] == "min"
+
+
+# -- sweeps -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -411,7 +458,7 @@ def test_joblib_runs_a_sweep(tmp_path):
     assert "2 jobs, 0 failed" in done.stdout
 
 
-# -- help, ls, completion -----------------------------------------------------------------------------------------------
+# -- help, ls, completion -----------------------------------------------------------------------------------
 
 
 def test_help_lists_groups_options_and_every_key(sftc):
@@ -438,12 +485,13 @@ def test_help_of_eval_needs_no_run(sftc):
     assert code == 0
     assert "run=???" in out
     assert "data.kind=classes" in out
+    assert "model.name" not in out
 
 
 def test_ls(sftc):
     code, out, _ = sftc("ls")
     assert code == 0
-    assert "  mlp         sftc train model=mlp  (fully connected)" in out
+    assert "  mlp         fully connected  [sftc train model=mlp]" in out
     out = sftc("ls", "data")[1]
     assert "digits" in out
     assert "mlp" not in out
@@ -483,7 +531,7 @@ def test_completion(sftc, monkeypatch, line, wants, lacks):
     assert lacks not in out.split()
 
 
-# -- the real thing -----------------------------------------------------------------------------------------------------
+# -- the real thing -----------------------------------------------------------------------------------------
 
 
 def _subprocess(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -492,18 +540,14 @@ def _subprocess(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, check=False)
 
 
+TORCHLESS = """
+--help | --version | ls | ls model | train --help | train seed=1 --help | eval --help | train --cfg job
+train epohcs=1 | train epochs=x | train model=nothing | train +foo=1 | train -m seed=0,-1 | eval
+"""
+
+
 @pytest.mark.parametrize(
-    "args",
-    [
-        ["--help"],
-        ["--version"],
-        ["ls"],
-        ["train", "--help"],
-        ["train", "seed=1", "--help"],
-        ["eval", "--help"],
-    ]
-    + [["train", "epohcs=1"], ["train", "epochs=x"], ["train", "model=nothing"], ["train", "+foo=1"]],
-    ids=" ".join,
+    "args", [line.split() for line in TORCHLESS.replace("\n", "|").strip("|").split("|")]
 )
 def test_torch_is_not_imported(args, tmp_path):
     code = f"import sys; from sftc.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"

@@ -90,7 +90,12 @@ def whole(teacher, tmp_path_factory):
 
 
 def weights(path):
-    return {f"{m}{n}": t for m in ("", "members/peer/") for w in ("model", "last") for n, t in Run(path / m).weights(w).items()}
+    return {
+        f"{m}{n}": t
+        for m in ("", "members/peer/")
+        for w in ("model", "last")
+        for n, t in Run(path / m).weights(w).items()
+    }
 
 
 class After:
@@ -119,7 +124,9 @@ def test_stopped_and_resumed_it_ends_bit_identical(steps, whole, teacher, tmp_pa
     expected, got = weights(whole), weights(tmp_path / "run")
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[k], v) for k, v in expected.items())
-    untimed = [[{k: v for k, v in r.items() if k != "seconds"} for r in Run(p).rows()] for p in (whole, tmp_path / "run")]
+    untimed = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in Run(p).rows()] for p in (whole, tmp_path / "run")
+    ]
     assert untimed[0] == untimed[1]
 
 
@@ -153,7 +160,11 @@ def test_what_is_kept_is_the_student_alone_and_opens_by_itself(whole, teacher):
 def test_every_part_of_the_loss_is_logged(whole):
     row = Run(whole).rows()[0]
     assert {f"train/{n}/{t}" for n in ("main", "peer") for t in ("truth", "soft", "hint", "l1")} <= row.keys()
-    parts = sum(row[f"train/{n}/{t}"] * w for n in ("main", "peer") for t, w in (("truth", 0.5), ("soft", 0.5), ("hint", 0.1), ("l1", 1)))
+    parts = sum(
+        row[f"train/{n}/{t}"] * w
+        for n in ("main", "peer")
+        for t, w in (("truth", 0.5), ("soft", 0.5), ("hint", 0.1), ("l1", 1))
+    )
     assert row["train/loss"] == pytest.approx(parts, rel=1e-5)
 
 

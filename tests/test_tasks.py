@@ -68,7 +68,11 @@ def test_distance_is_t_squared_kl_and_keeps_its_gradient_scale():
 
 def test_scores_and_logits_are_inverse():
     x = _logits()
-    for task in (Classification(NAMES), MultiLabel(NAMES), Regression(NAMES, mean=torch.ones(4), std=torch.full((4,), 3.0))):
+    for task in (
+        Classification(NAMES),
+        MultiLabel(NAMES),
+        Regression(NAMES, mean=torch.ones(4), std=torch.full((4,), 3.0)),
+    ):
         assert torch.allclose(task.scores(task.logits(task.scores(x))), task.scores(x), atol=1e-5)
 
 

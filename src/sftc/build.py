@@ -15,7 +15,7 @@ from sftc import data as datasets
 from sftc import environment, models, optim, report, track
 from sftc.data import Data
 from sftc.device import Device
-from sftc.errors import Refused, Stopped, choose, nearest
+from sftc.errors import Refused, Stopped, choose
 from sftc.lab import Lab, Settings, Watch
 from sftc.loop import Budget
 from sftc.stop import Stopper
@@ -114,6 +114,12 @@ def _first_model(cfg: Config, data: Data) -> models.Vision:
         return models.build(cfg["model"], out_dim=data.out_dim, shape=data.shape)
 
 
+def _about(facts: Config) -> str:
+    """One line on the model that was built."""
+    rest = "; ".join(f"{k} {v}" for k, v in facts.items() if k not in ("family", "name", "params", "mean", "std"))
+    return f"model {facts['name']}: {facts['params']:,} parameters; {rest}"
+
+
 def _once(first: nn.Module | None, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """The first call gives the model that was already built to see that it can be; the same seed made it."""
     held = [first] if first is not None else []
@@ -170,7 +176,7 @@ class Bench:
         self._data[repr(sorted(stored["data"].items()))] = data
         run = Run.create(out, stored)
         _write_rows(run, data)
-        notes = [*self.device.notes, *data.notes, *(f"model {k}: {v}" for k, v in first.facts.items())]
+        notes = [*self.device.notes, *data.notes, _about(first.facts)]
         run.write_json("environment.json", environment.describe(self.device, command, overrides) | {"notes": notes})
         return self.lab(stored, run, first)
 
@@ -275,21 +281,19 @@ def evaluate(cfg: Config) -> None:
     """`sftc eval run=RUN`: rebuild the model from the folder alone; on its own data, or on another of the same classes."""
     run = Run.open(cfg["run"])
     stored = _stored(run)
-    if cfg["eval_batch_size"]:
-        stored["eval_batch_size"] = cfg["eval_batch_size"]
-    device = Device(**(cfg["device"] or stored["device"]))
+    device = Device(**(cfg.get("device") or stored["device"]))
     with device.active():
         lab = Bench(device).lab({**stored, "model": _bare(stored["model"])}, run)
         model = lab.restore()
-        if cfg["data"]:
+        if cfg.get("data"):
             lab = _elsewhere(lab, cfg["data"], run)
         split = cfg["split"]
         if split not in lab.data.splits:
             raise Refused(f"split={split} is not there (data {lab.data.name} has {', '.join(lab.data.splits)})")
         _, metrics, classes = lab.measure(model, split)
-    known = run.result.get(split) if run.finished and not cfg["data"] else None
+    known = run.result.get(split) if run.finished and not cfg.get("data") else None
     parts: list[Any] = [report.evaluation(metrics, known, split)]
-    if not cfg["quiet"]:
+    if not cfg.get("quiet"):
         about = f"run {run.path}: {stored['model']['name']} on {lab.data.name} ({device.describe()})"
         parts = [about, "", *parts, *(["", report.per_class(classes)] if classes else [])]
     report.show(*parts)
@@ -308,24 +312,31 @@ def _elsewhere(lab: Lab, node: Config, run: Run) -> Lab:
 
 
 def export(cfg: Config) -> None:
-    """`sftc export run=RUN [out=FILE]`: one safetensors file that carries the config, classes and numbers beside the weights."""
+    """`sftc export run=RUN [out=FOLDER]`: model.safetensors and config.json that need nothing else of the run.
+
+    The safetensors file alone is enough: its metadata holds the same config, classes, scaling and numbers.
+    """
     run = Run.open(cfg["run"])
     stored = _stored(run)
     result = run.result
     lab = Bench(Device("cpu")).lab({**stored, "model": _bare(stored["model"])}, run)
-    path = Path(cfg["out"] or run.path / "export.safetensors")
-    if path.exists():
-        raise Refused(f"out={path} exists and is never overwritten; choose another name")
+    state = lab.restore(cfg["weights"]).state_dict()
+    folder = Path(cfg["out"] or run.path / "export")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")
     data = lab.data
     scaling = ("target_mean", "target_std", "input_mean", "input_std")
+    which = result if cfg["weights"] == "model" else result["last"]
     about = {
         "model": _bare(stored["model"]),
         "classes": data.class_names,
         "kind": data.kind,
         "shape": list(data.shape),
         **{k: None if (t := getattr(data, k)) is None else t.tolist() for k in scaling},
-        "result": {k: result[k] for k in ("monitor", "val", "test", "fingerprints") if k in result},
+        "result": {k: which[k] for k in ("val", "test") if k in which},
+        "fingerprints": result["fingerprints"],
     }
-    write_tensors(path, lab.restore().state_dict(), {"sftc": json.dumps(about)})
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
-    report.show(path if cfg["quiet"] else f"wrote {path} ({size}): weights, and config, classes and numbers in its metadata")
+    write_tensors(folder / "model.safetensors", state, {"sftc": json.dumps(about)})
+    Run(folder).write_json("config.json", about)
+    size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
+    report.show(folder if cfg.get("quiet") else f"wrote {folder}: model.safetensors ({size}) and config.json")

@@ -123,7 +123,7 @@ class Device:
         else:
             # The scaler is ours, because `fabric.save` leaves it out of a checkpoint.
             scaler = torch.amp.GradScaler(kind) if self.precision == "16-mixed" else None
-            precision, plugins = None, [MixedPrecision(self.precision, kind, scaler)]  # type: ignore[arg-type]
+            precision, plugins = None, MixedPrecision(self.precision, kind, scaler)  # type: ignore[arg-type]
         devices = [self.torch.index or 0] if kind == "cuda" else 1
         with _quiet_fabric():
             return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=plugins), scaler

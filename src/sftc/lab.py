@@ -18,11 +18,12 @@ from sftc.device import Device
 from sftc.errors import Refused
 from sftc.loop import Budget, Fit, Fitted, Trainee
 from sftc.losses import L1, L2SP
-from sftc.optim.averaging import average
 from sftc.objective import Learner, Live, Objective
+from sftc.optim.averaging import average
 from sftc.stop import Stopper
 from sftc.store import Run, hash_tensors
 from sftc.types import Metrics, Penalty, Predictions, Source, Task, Teacher
+
 
 class Settings:
     """How a lab trains: plain values and the optim, schedule and finetune nodes of the config."""
@@ -162,7 +163,7 @@ class Lab:
             out["l1"] = L1(self.settings.l1)
         if self.settings.l2_sp:
             origin = getattr(student, "loaded", None)  # names of parameters that were loaded, if any were
-            start = {n: p for n, p in student.named_parameters() if origin is None or n in origin}
+            start = {n: p.detach() for n, p in student.named_parameters() if origin is None or n in origin}
             out["l2_sp"] = L2SP(self.settings.l2_sp, start)
         return out
 

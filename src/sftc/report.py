@@ -19,15 +19,22 @@ def _number(value: Any) -> str:
 def scores(result: dict[str, Any]) -> Table:
     """Best and last weights on validation and test, a line per metric."""
     best, last = result["best"], result["last"]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for title in (f"best (epoch {best['epoch'] + 1})", f"last (epoch {last['epoch'] + 1})"):
-        table.add_column(f"val, {title}", justify="right")
-        table.add_column(f"test, {title}", justify="right")
+    title = (
+        f"best: epoch {best['epoch'] + 1}, chosen on validation by {result['monitor']}; last: epoch {last['epoch'] + 1}"
+    )
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name in ("val best", "test best", "val last", "test last"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name in _ordered(result):
-        row = [result["val"], result["test"], last["val"], last["test"]]
-        table.add_row(name + (" <- monitor" if name == result["monitor"] else ""), *(_number(r.get(name)) for r in row))
+        table.add_row(name, *(_number(r.get(name)) for r in _four(result)))
     return table
+
+
+def _four(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Metrics of the best weights on validation and test, then of the last. Test may be missing."""
+    last = result["last"]
+    return [result["val"], result.get("test", {}), last["val"], last.get("test", {})]
 
 
 def _ordered(result: dict[str, Any]) -> list[str]:
@@ -76,12 +83,9 @@ def card(run: Run, command: str, notes: list[str]) -> str:
     best, last = result["best"], result["last"]
     numbers = _markdown(
         ["metric", "val (best)", "test (best)", "val (last)", "test (last)"],
-        [
-            [n, *(_number(r.get(n)) for r in (result["val"], result["test"], last["val"], last["test"]))]
-            for n in _ordered(result)
-        ],
+        [[n, *(_number(r.get(n)) for r in _four(result))] for n in _ordered(result)],
     )
-    facts = _markdown(["", ""], [[k, str(v)] for k, v in {"parameters": result["params"], **result["model"]}.items()])
+    facts = _markdown(["", ""], [[k, str(v)] for k, v in result["model"].items()])
     said = "\n".join(f"- {n}" for n in notes)
     return f"""# {config["model"]["name"]} on {config["data"]["name"]}, strategy {config["strategy"]["name"]}
 

@@ -244,7 +244,9 @@ class Run:
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
             state = self.status.get("state")
-            raise Refused(f"run {self.path} has no {path.name} (state {state}); finish it: sftc train resume={self.path}")
+            raise Refused(
+                f"run {self.path} has no {path.name} (state {state}); finish it: sftc train resume={self.path}"
+            )
         return read_tensors(path)
 
     def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:

@@ -55,9 +55,7 @@ class Classification:
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.loss_name == "cross_entropy":
-            return F.cross_entropy(
-                logits, target, reduction="none", ignore_index=-1, label_smoothing=self.smoothing
-            )
+            return F.cross_entropy(logits, target, reduction="none", ignore_index=-1, label_smoothing=self.smoothing)
         log_p = logits if self.loss_name == "nll" else F.log_softmax(logits, 1)
         true = -log_p.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
         if self.loss_name == "focal":

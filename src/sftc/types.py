@@ -6,6 +6,7 @@ casts the floats in them, which would round regression targets under mixed preci
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -80,15 +81,14 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda t: t.to(device, non_blocking=True))
 
-    def split(self, size: int | None) -> list[Batch]:
-        """Micro-batches of at most `size` rows; a last one of a single row joins the one before (BatchNorm)."""
+    def cut(self, pieces: int) -> list[Batch]:
+        """Micro-batches of nearly equal size, none of a single row (BatchNorm) if that can be helped."""
         n = len(self)
-        if size is None or size >= n:
+        pieces = max(1, min(pieces, n // 2))
+        if pieces == 1:
             return [self]
-        ends = [*range(size, n, size), n]
-        if len(ends) > 1 and n - ends[-2] == 1:
-            del ends[-2]
-        return [self.map(lambda t, a=a, b=b: t[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+        ends = [n * i // pieces for i in range(pieces + 1)]
+        return [self.map(lambda t, a=a, b=b: t[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 class Out:

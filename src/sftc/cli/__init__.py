@@ -1,7 +1,7 @@
 """`sftc train|eval|export|ls [key=value ...] [-m]`: one entry point over one Hydra app per command.
 
-Overrides are composed and checked here before Hydra runs anything, so a mistake costs a fraction of a second, prints one
-line and leaves no folder.
+Overrides are composed and checked here before Hydra runs anything, so a mistake costs a fraction of a second,
+prints one line and leaves no folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMANDS = {
     "eval": "rebuild a run's model from its folder and score it",
     "export": "write a run's model as one self-contained file",
 }
-_WITH_RESUME = ("resume", "quiet")  # all that may be said of a run that goes on
+_WITH_RESUME = ("resume=", "quiet=", "hydra.")  # all that may be said of a run that goes on
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,12 +73,10 @@ def _dispatch(command: str, args: list[str]) -> int:
     if line.help or command == "ls":
         from sftc.cli import help
 
-        asked = command != "ls" or line.help
-        print(
-            help.command(command, COMMANDS[command], line, dirs)
-            if asked
-            else help.listing(line.overrides, dirs)
-        )
+        if command == "ls":
+            print(help.USAGE_LS if line.help else help.listing(line.overrides, dirs))
+        else:
+            print(help.command(command, COMMANDS[command], line, dirs))
         return 0
     return _run(command, line, dirs)
 
@@ -95,7 +93,7 @@ def _run(command: str, line: Line, dirs: list[Path]) -> int:
     with sweep.place(line) as folder:
         code = 1
         try:
-            code = _hydra(command, line, [f"hydra.sweep.dir='{folder}'"])
+            code = _hydra(command, line, [f"hydra.sweep.dir={compose.quoted(str(folder))}"])
         except SystemExit as end:  # a signal: the jobs so far are still told
             code = int(end.code or 0)
         finally:
@@ -123,7 +121,7 @@ def _may_resume(line: Line) -> None:
     run = line.value("resume")
     if run in (None, "null"):
         return
-    others = [o for o in line.overrides if o.partition("=")[0] not in _WITH_RESUME]
+    others = [o for o in line.overrides if not o.startswith(_WITH_RESUME)]
     if others:
         raise Refused(f"resume={run} goes on with the settings stored there; leave out {' '.join(others)}")
     if not (Path(run.strip("'\"")) / "config.yaml").is_file():
@@ -132,7 +130,7 @@ def _may_resume(line: Line) -> None:
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Hydra raises instead of printing and exiting; a user who set HYDRA_FULL_ERROR wants our tracebacks too."""
+    """Hydra raises instead of printing and exiting. Who set HYDRA_FULL_ERROR wants our tracebacks too."""
     before = {name: os.environ.get(name) for name in ("HYDRA_FULL_ERROR", "SFTC_TRACEBACK")}
     if before["HYDRA_FULL_ERROR"] == "1":
         os.environ["SFTC_TRACEBACK"] = "1"

@@ -29,7 +29,7 @@ def complete(args: list[str], commands: Iterable[str], run_hydra: Callable[[str,
         return 0
     os.environ["COMP_LINE"] = " ".join([program, *rest])
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         code = run_hydra(command, args)
     print(" ".join(word for word in said.getvalue().split() if "=_" not in word))
     return code

@@ -40,7 +40,7 @@ def composer(dirs: list[Path], command: str) -> Iterator[Any]:
     """A function from overrides to Hydra's composed config (its `hydra` node included)."""
     from hydra import compose, initialize_config_dir
 
-    extra = [f"hydra.searchpath=[{', '.join(_quoted(f'file://{d}') for d in dirs[1:])}]"] if dirs[1:] else []
+    extra = [f"hydra.searchpath=[{', '.join(quoted(f'file://{d}') for d in dirs[1:])}]"] if dirs[1:] else []
     with initialize_config_dir(str(dirs[0]), **version_base()):
         yield lambda overrides: compose(command, overrides=[*extra, *overrides], return_hydra_config=True)
 
@@ -49,7 +49,7 @@ def checked(command: str, cfg: DictConfig, choices: Mapping[str, str], dirs: lis
     """The plain config of one job.
 
     Raises:
-        Refused: an option that is a shared part, a key that nothing reads, a missing key, or a value not allowed.
+        Refused: an option that is none, a key that nothing reads, one taken away, or a value not allowed.
     """
     chosen = {group: option for group, option in choices.items() if not group.startswith("hydra")}
     for group, option in chosen.items():
@@ -67,14 +67,15 @@ def checked(command: str, cfg: DictConfig, choices: Mapping[str, str], dirs: lis
         raise Refused(
             f"~{removed[0]}: a declared key cannot be taken away; give it a value (sftc {command} --help)"
         )
-    return Config(values, chosen, keys)
+    absent = dict.fromkeys(group for group, option in chosen.items() if option is None)  # `- data: null`
+    return Config({**absent, **values}, chosen, keys)
 
 
 def check_all(command: str, overrides: list[str], dirs: list[Path], sweep: bool) -> Config:
     """Compose and check every job a command line asks for; the config of the first.
 
-    In a sweep every combination of group options is composed, each with every value of the other keys at least once:
-    which keys exist depends on the options alone, and whether a value is allowed on the value alone.
+    In a sweep every combination of group options is composed, each with every value of the other keys at
+    least once: which keys exist depends on the options alone, whether a value is allowed on the value alone.
     """
     first, job = None, overrides
     try:
@@ -96,16 +97,25 @@ def shown(command: str, overrides: list[str], dirs: list[Path]) -> tuple[dict[st
     try:
         with composer(dirs, command) as compose:
             cfg = compose(overrides)
-            return OmegaConf.to_container(_own(cfg)), dict(cfg.hydra.runtime.choices)  # type: ignore[return-value]
+            values: Any = OmegaConf.to_container(_own(cfg))
+            return values, {
+                group: cfg.hydra.runtime.choices.get(group) for group in _places(dirs, command, cfg)
+            }
     except Exception as error:
         if (refused := explain.refusal(error, command, overrides, dirs)) is None:
             raise
         raise refused from error
 
 
+def _places(dirs: list[Path], command: str, cfg: DictConfig) -> list[str]:
+    """The groups of a config in the order of the defaults list; Hydra has them from last to first."""
+    first = list(conf.default_choices(dirs, command))
+    return first + [g for g in cfg.hydra.runtime.choices if g not in first and not g.startswith("hydra")]
+
+
 def _own(cfg: DictConfig) -> DictConfig:
     """The config without Hydra's node."""
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def source_dirs(hydra: Any) -> list[Path]:
@@ -149,5 +159,6 @@ def _unread(path: str, choices: Mapping[str, str], dirs: list[Path], keys: schem
     return f"nothing reads '{path}'{near}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """`text` as a quoted string of Hydra's grammar."""
     return "'" + text.replace("'", "\\'") + "'"

@@ -49,6 +49,13 @@ def find(dirs: Iterable[Path], name: str) -> Path | None:
     return next((file for d in dirs if (file := d / f"{name}.yaml").is_file()), None)
 
 
+def about(file: Path, group: str) -> tuple[str, str]:
+    """The command that uses an option, and what it is: `(...)` after that, or what its fixed name says."""
+    said, _, more = schema.first_comment(file).partition("  (")
+    name = schema.read(file, group).specs.get(f"{group}.name")
+    return said.strip(), more.removesuffix(")") or (name.about if name and name.fixed else "")
+
+
 def default_choices(dirs: list[Path], command: str) -> Choices:
     """The options a command starts from: its defaults list. A group without a default maps to "null"."""
     return {
@@ -70,7 +77,7 @@ def choices(dirs: list[Path], command: str, overrides: Iterable[str]) -> Choices
 def declared(dirs: list[Path], command: str, choices: Mapping[str, str | None]) -> Keys:
     """Every key that `command` with these options knows.
 
-    Files with `@package _global_` (experiment, debug) set keys and declare none, so a mistyped one in them is found.
+    Files with `@package _global_` (experiment, debug) set keys and declare none: a mistyped one is found.
     """
     keys = schema.read(_file(dirs, command))
     known = Keys(dict(keys.specs), set(keys.nodes))

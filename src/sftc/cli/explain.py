@@ -35,7 +35,7 @@ def line(error: BaseException) -> str:
 
 
 def refusal(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> Refused | None:
-    """The `Refused` a user understands for what Hydra, OmegaConf or YAML said of a command line; None: another error."""
+    """What Hydra, OmegaConf or YAML said, so that a user understands it; None: it was another error."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

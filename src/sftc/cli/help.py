@@ -1,4 +1,4 @@
-"""What `sftc --help`, `sftc COMMAND --help` and `sftc ls` print: read straight from the YAML and its comments."""
+"""What `sftc --help`, `sftc COMMAND --help` and `sftc ls` print, read from the YAML and its comments."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ examples
   sftc train --help                           every group and key with its default
   sftc ls model                               the options of a group
   sftc train model=mlp optim.lr=0.1           override
-  sftc train -m model=mlp,simple_cnn seed=0,1     sweep
-  sftc eval run=outputs/...                   read a run again
+  sftc train -m model=mlp,linear seed=0,1     sweep
+  sftc train out=mine                         choose the run folder
+  sftc train resume=mine                      go on with it
+  sftc eval run=mine                          score it again
   eval "$(sftc -sc install=bash)"             tab completion (bash, zsh or fish)
 """
+
+
+USAGE_LS = """\
+usage: sftc ls [GROUP ...] [--config-dir DIR]
+list the groups, or the options of some: what each is, and a command that uses it"""
 
 
 def usage(commands: Mapping[str, str]) -> str:
@@ -38,7 +45,7 @@ def usage(commands: Mapping[str, str]) -> str:
 
 
 def command(name: str, about: str, line: Line, dirs: list[Path]) -> str:
-    """Groups with their options, then every key of the chosen options. Overrides on the line are shown applied."""
+    """Groups with their options, then every key of the chosen options, with the line's overrides applied."""
     values: Mapping[str, Any] | None = None
     if line.overrides:  # only then Hydra is needed; without it help is twice as fast
         from sftc.cli import compose
@@ -51,7 +58,7 @@ def command(name: str, about: str, line: Line, dirs: list[Path]) -> str:
         f"usage: sftc {name} [key=value ...] [group=option ...] [-m] [--cfg job] [--config-dir DIR]\n{about}",
         _groups(choices, conf.groups(dirs)),
         *_keys(keys, choices, values),
-        f"sftc {name} GROUP=OPTION --help shows the keys of another choice; sftc ls GROUP what the options are.",
+        f"sftc {name} GROUP=OPTION --help: the keys of another choice; sftc ls GROUP: what its options are",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -66,14 +73,16 @@ def listing(args: list[str], dirs: list[Path]) -> str:
     for group in args:
         if group not in found:
             raise Refused(f"there is no group '{group}'{nearest(group, found)} (one of: {', '.join(found)})")
-    parts = []
-    for group in args or found:
-        width = max(map(len, found[group]))
-        options = [
-            f"  {option:<{width}}  {schema.first_comment(file)}" for option, file in found[group].items()
-        ]
-        parts.append("\n".join([_bold(group), *(text.rstrip() for text in options)]))
-    return "\n\n".join(parts)
+    return "\n\n".join(_options(group, found[group]) for group in args or found)
+
+
+def _options(group: str, files: Mapping[str, Path]) -> str:
+    width = max(map(len, files))
+    rows = [_bold(group)]
+    for option, file in files.items():
+        said, about = conf.about(file, group)
+        rows.append(f"  {option:<{width}}  {about + '  ' if about else ''}[{said}]")
+    return "\n".join(rows)
 
 
 def _groups(choices: Mapping[str, str], groups: Mapping[str, Iterable[str]]) -> str:
@@ -89,23 +98,24 @@ def _groups(choices: Mapping[str, str], groups: Mapping[str, Iterable[str]]) -> 
 
 
 def _keys(keys: Keys, choices: Mapping[str, str], values: Mapping[str, Any] | None) -> list[str]:
-    """One block for the top-level keys, one for each chosen group."""
-    blocks: dict[str, list[Spec]] = {}
+    """One block for the top-level keys, one for each chosen group; what nobody may set is left out."""
+    packages = {group.partition("@")[2] or group: group for group in choices}
+    blocks: dict[str, list[Spec]] = {"": []}
     for path, spec in keys.specs.items():
-        group = next(
-            (g for g in choices if path.startswith(g.partition("@")[2] or g.split("@")[0] + ".")), ""
-        )
-        blocks.setdefault(group, []).append(spec)
-    width = min(34, max((len(_given(s, values)) for b in blocks.values() for s in b), default=0))
+        package = next((p for p in packages if path.startswith(p + ".")), "")
+        blocks.setdefault(package, []).extend([] if spec.fixed else [spec])
+    width = min(34, max(len(_given(spec, values)) for specs in blocks.values() for spec in specs))
+    heads = {p: f"{group}={choices[group]}" for p, group in packages.items()}
     return [
-        "\n".join(
-            [
-                _bold(f"{group}={choices[group]}" if group else "keys"),
-                *(_wrap(f"  {_given(spec, values):<{width}}  ", _meaning(spec)) for spec in specs),
-            ]
-        )
-        for group, specs in blocks.items()
+        "\n".join([_bold(heads.get(package, "keys")), *(_row(spec, values, width) for spec in specs)])
+        for package, specs in blocks.items()
+        if specs
     ]
+
+
+def _row(spec: Spec, values: Mapping[str, Any] | None, width: int) -> str:
+    rule = "" if spec.rule == "any" else f" [{spec.rule}]"
+    return _wrap(f"  {_given(spec, values):<{width}}  ", f"{spec.about}{rule}".strip())
 
 
 def _given(spec: Spec, values: Mapping[str, Any] | None) -> str:
@@ -115,11 +125,6 @@ def _given(spec: Spec, values: Mapping[str, Any] | None) -> str:
     for part in spec.path.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return f"{spec.path}={schema.shown(node)}"
-
-
-def _meaning(spec: Spec) -> str:
-    rule = "" if spec.rule == "any" else f" [{spec.rule}]"
-    return f"{spec.about}{rule}".strip()
 
 
 def _wrap(head: str, text: str) -> str:

@@ -1,7 +1,7 @@
 """The task functions Hydra runs: at module level, so that any launcher can send them; heavy imports inside.
 
-Nothing is raised into Hydra: it would hide the jobs after a failed one. A single run ends by SystemExit with its code; a
-job of a sweep leaves its end in `status.json` and lets the next one start.
+Nothing is raised into Hydra: it would hide the jobs after a failed one. A single run ends by SystemExit with
+its code; a job of a sweep leaves its end in `status.json` and lets the next one start.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sftc.cli import compose, explain, folder
@@ -39,7 +40,7 @@ def export(cfg: DictConfig) -> float | None:
 
 def _run(command: str, cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
-    if hydra.mode.name == "MULTIRUN":
+    if hydra.mode is RunMode.MULTIRUN:
         return _job(command, cfg, hydra)
     with ExitStack() as stack:
         out: Path | None = None
@@ -47,7 +48,7 @@ def _run(command: str, cfg: DictConfig) -> float | None:
             config = compose.checked(command, cfg, hydra.runtime.choices, compose.source_dirs(hydra))
             out = _out(config, stack) if command == "train" else None
             value = _work(command, config.values, out, list(hydra.overrides.task))
-        except BaseException as error:
+        except BaseException as error:  # however a run ends, it is told here
             raise SystemExit(_tell(command, error, out)) from None
     return value
 
@@ -61,7 +62,7 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
     try:
         config = compose.checked(command, cfg, hydra.runtime.choices, compose.source_dirs(hydra))
         value = _work(command, config.values, out, overrides)
-    except BaseException as error:
+    except BaseException as error:  # one failing job neither stops nor hides the others
         failed = error
         (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"sftc {command}: {explain.line(error)}", file=sys.stderr, flush=True)
@@ -87,7 +88,7 @@ def _out(config: compose.Config, stack: ExitStack) -> Path:
     if config.values["resume"] is not None:
         return Path(config.values["resume"])
     if config.values["out"] is not None:
-        return folder.free(Path(config.values["out"]))
+        return folder.free(Path(config.values["out"]).expanduser())
     name = "-".join(config.choices.get(group, "none") for group in ("strategy", "data", "model"))
     return stack.enter_context(folder.reserved(name))
 

@@ -1,4 +1,4 @@
-"""A sweep: its folder, and one table of how every job ended, read from their status.json: any launcher will do."""
+"""A sweep: its folder, and a table of how every job ended, read from status.json: any launcher will do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def place(line: Line) -> Iterator[Path]:
     elif "," in out:
         raise Refused("out= names the folder of the whole sweep: give one, its jobs are numbered inside")
     else:
-        yield folder.free(Path(out.strip("'\"")))
+        yield folder.free(Path(out.strip("'\"")).expanduser())
 
 
 def report(path: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from sftc.data import bundled, folder, vision
 from sftc.data.augment import Augment
@@ -103,9 +103,7 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
     if size is not None and "size" not in takes:
         raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
     numbers = chosen(raw.kind, raw.class_names, common["classes"])
-    shares = {
-        k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")
-    }
+    shares = {k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")}
     data = Data(
         name=str(spec["name"]),
         kind=raw.kind,
@@ -116,9 +114,7 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
         **{k: common[k] for k in ("split_seed", "cache", "workers", "views")},
     )
     _check_built(data)
-    data.class_weights = weights(
-        common["class_weights"], data.class_counts, raw.kind, len(data.splits["train"].rows)
-    )
+    data.class_weights = weights(common["class_weights"], data.class_counts, raw.kind, len(data.splits["train"].rows))
     return data
 
 
@@ -169,26 +165,20 @@ def _check_targets(kind: str, common: dict[str, Any]) -> None:
     if given not in (None, "none") and kind == "values":
         raise Refused("data.class_weights needs classes or labels, and this data set has values: set it to none")
     if common["classes"] is not None and kind == "values":
-        raise Refused(
-            "data.classes chooses among classes or labels, and this data set has values: leave it out"
-        )
+        raise Refused("data.classes chooses among classes or labels, and this data set has values: leave it out")
 
 
 def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) -> None:
     known = inspect.signature(Augment).parameters
     for key in common["augment"]:
         if key not in known:
-            raise Refused(
-                f"data.augment.{key} is not known{nearest(key, known)} (one of: {', '.join(known)})"
-            )
+            raise Refused(f"data.augment.{key} is not known{nearest(key, known)} (one of: {', '.join(known)})")
     augment = Augment(**common["augment"])
     if augment.active and not reader.images:
         on = ", ".join(k for k, v in common["augment"].items() if v != known[k].default)
         raise Refused(f"data.augment.{on} changes images, and this data set holds tables: leave it out")
     if augment.mixes and _kind(reader, own) == "values":
-        raise Refused(
-            "data.augment: mixup and cutmix mix classes, and this data set has values: set both to 0"
-        )
+        raise Refused("data.augment: mixup and cutmix mix classes, and this data set has values: set both to 0")
 
 
 def _check_built(data: Data) -> None:
@@ -206,7 +196,7 @@ def _resized(load: Callable[[], Table], size: int) -> Callable[[], Table]:
         table = load()
         if not isinstance(table, ArrayTable) or table.shape[1:] == (size, size):
             return table
-        parts = [F.resize(part, [size, size], antialias=True) for part in table.inputs.split(4096)]
+        parts = [interpolate(part, (size, size), mode="bilinear", antialias=True) for part in table.inputs.split(4096)]
         return ArrayTable(torch.cat(parts), table.target)
 
     return resized

@@ -7,15 +7,17 @@ Order: resized crop, or pad-crop; flip; RandAugment or AutoAugment; erasing; mix
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sftc.data import ops, random
+from sftc.data import random
 from sftc.errors import Refused, choose
 
 VERSION = 1  # part of every fingerprint: raise it when the same parameters would give other pixels
+POLICIES = ("imagenet", "cifar10", "svhn")
 _GREY = 128  # erased pixels: about zero once the model has normalised them
 
 # Columns of the random table, one range per operation, never reused.
@@ -76,7 +78,7 @@ class Augment:
     ) -> None:
         self.crop, self.flip, self.resized_crop, self.erasing = crop, flip, resized_crop, erasing
         self.randaugment, self.magnitude = randaugment, magnitude
-        self.autoaugment = choose("data.augment.autoaugment", autoaugment, ("none", *ops.POLICIES))
+        self.autoaugment = choose("data.augment.autoaugment", autoaugment, ("none", *POLICIES))
         self.mixup, self.cutmix = mixup, cutmix
         limits = (
             (crop, 1 << 16),
@@ -91,17 +93,11 @@ class Augment:
             if not 0 <= value <= most:
                 raise Refused(f"data.augment.{name}={value} must lie between 0 and {most}")
         if resized_crop == 0 or min(mixup, cutmix) < 0:
-            raise Refused(
-                "data.augment: resized_crop must be above 0 (1: off), mixup and cutmix at least 0 (0: off)"
-            )
+            raise Refused("data.augment: resized_crop must be above 0 (1: off), mixup and cutmix at least 0 (0: off)")
         if randaugment and autoaugment != "none":
-            raise Refused(
-                "data.augment: randaugment and autoaugment exclude each other; set one to 0 or none"
-            )
+            raise Refused("data.augment: randaugment and autoaugment exclude each other; set one to 0 or none")
         if crop and resized_crop < 1:
-            raise Refused(
-                "data.augment: crop and resized_crop exclude each other; set crop=0 or resized_crop=1"
-            )
+            raise Refused("data.augment: crop and resized_crop exclude each other; set crop=0 or resized_crop=1")
 
     @property
     def mixes(self) -> bool:
@@ -149,9 +145,10 @@ class Augment:
         if self.flip:
             t["flip"] = look(_FLIP)[:, 0] < self.flip
         if self.randaugment:
-            op, value = ops.rand_augment(look(_RAND[: 2 * self.randaugment]), self.magnitude, height, width)
+            u = look(_RAND[: 2 * self.randaugment])
+            op, value = _ops().rand_augment(u, self.magnitude, height, width)
         elif self.autoaugment != "none":
-            op, value = ops.auto_augment(look(_AUTO), self.autoaugment, height, width)
+            op, value = _ops().auto_augment(look(_AUTO), self.autoaugment, height, width)
         if self.erasing:
             t["erase"] = _erase_boxes(look(_ERASE), self.erasing, height, width)
         if self.mixes:
@@ -171,7 +168,7 @@ class Augment:
             images = shift_flip(images, self.crop, t.get("offset"), t.get("flip"))
         if draw.op is not None and draw.value is not None:
             for layer in range(draw.op.shape[1]):
-                images = ops.apply(images, draw.op[:, layer], draw.value[:, layer])
+                images = _ops().apply(images, draw.op[:, layer], draw.value[:, layer])
         if "erase" in t:
             images = images.masked_fill(_inside(t["erase"], images), _GREY)
         lam = t.get("lam")
@@ -183,6 +180,13 @@ class Augment:
                 own = t["blend"].view(-1, 1, 1, 1)
                 images = images.float() * own + partner.float() * (1 - own)
         return images, lam
+
+
+def _ops() -> ModuleType:
+    # Importing torchvision takes 1.5 s, and only these operations need it.
+    from sftc.data import ops
+
+    return ops
 
 
 def shift_flip(images: Tensor, pad: int, offset: Tensor | None, flip: Tensor | None) -> Tensor:
@@ -220,9 +224,7 @@ def _stretch(images: Tensor, region: Tensor) -> Tensor:
     """Bilinear reading of the rectangle (top, left, height, width as shares of the image) at the old size."""
     top, left, height, width = region.unbind(1)
     zero = torch.zeros_like(top)
-    theta = torch.stack((width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1), 1).view(
-        -1, 2, 3
-    )
+    theta = torch.stack((width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1), 1).view(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
     out = torch.nn.functional.grid_sample(
         images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False

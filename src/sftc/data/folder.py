@@ -61,9 +61,7 @@ def decode(path: str, size: int) -> np.ndarray:
     """A picture as uint8 [size, size, 3]."""
     try:
         with Image.open(path) as picture:
-            picture.draft(
-                "RGB", (size, size)
-            )  # a large JPEG is decoded at the next larger half, quarter or eighth
+            picture.draft("RGB", (size, size))  # a large JPEG is decoded at the next larger half, quarter or eighth
             if "transparency" in picture.info:
                 picture = picture.convert("RGBA")
             picture = picture.convert("RGB")
@@ -84,22 +82,16 @@ def locate(root: str | None) -> dict[str, Path]:
         Refused: no root, no such folder, or none that holds training pictures.
     """
     if root is None:
-        raise Refused(
-            "data.root is not set: a folder with train/, val/ and test/, or with one folder per class"
-        )
+        raise Refused("data.root is not set: a folder with train/, val/ and test/, or with one folder per class")
     path = Path(root).expanduser()
     if not path.is_dir():
         near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise Refused(
-            f"data.root={path} is not a folder{near} (looked for train/<class>/*.png or <class>/*.png in it)"
-        )
+        raise Refused(f"data.root={path} is not a folder{near} (looked for train/<class>/*.png or <class>/*.png in it)")
     found = {s: path / n for s, names in _SPLITS.items() for n in names if (path / n).is_dir()}
     if not found:
         return {"train": path}
     if "train" not in found:
-        raise Refused(
-            f"data.root={path} has {', '.join(sorted(p.name for p in found.values()))} but no train folder"
-        )
+        raise Refused(f"data.root={path} has {', '.join(sorted(p.name for p in found.values()))} but no train folder")
     return found
 
 
@@ -124,9 +116,7 @@ def image_folder(*, root: str | None = None, size: int | None = None, model_size
 
     def table(split: str) -> Callable[[], Table]:
         folder = places[split]
-        return lambda: FolderTable(
-            folder, classes, side, files if split == "train" else list_files(folder, classes)
-        )
+        return lambda: FolderTable(folder, classes, side, files if split == "train" else list_files(folder, classes))
 
     return Raw("classes", classes, {s: table(s) for s in places}, notes)
 
@@ -141,9 +131,7 @@ def class_folders(folder: Path) -> list[str]:
 def _same_classes(train: list[str], other: list[str], split: str) -> None:
     extra, lacking = sorted(set(other) - set(train)), sorted(set(train) - set(other))
     if extra or lacking:
-        said = [
-            f"{what} {', '.join(names[:5])}" for what, names in (("adds", extra), ("lacks", lacking)) if names
-        ]
+        said = [f"{what} {', '.join(names[:5])}" for what, names in (("adds", extra), ("lacks", lacking)) if names]
         raise Refused(f"the {split} folder has other classes than train: it {' and '.join(said)}")
 
 
@@ -156,9 +144,7 @@ def list_files(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
             here = os.path.relpath(place, folder)
             found += [os.path.join(here, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
         if not found:
-            raise Refused(
-                f"the class folder {folder / name} holds no pictures ({' '.join(EXTENSIONS)}): remove it"
-            )
+            raise Refused(f"the class folder {folder / name} holds no pictures ({' '.join(EXTENSIONS)}): remove it")
         files += [(f, label) for f in sorted(found)]
     return files
 

@@ -20,8 +20,6 @@ from torchvision.transforms.v2 import functional as F
 _BINS = 31  # RandAugment's magnitudes are 0..30
 _AUTO_BINS = 10
 
-POLICIES = {p.value: p for p in AutoAugmentPolicy}
-
 
 def _affine(x: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     center = [0.0, 0.0] if any(shear) else None
@@ -86,7 +84,7 @@ def rand_augment(u: np.ndarray, magnitude: int, height: int, width: int) -> tupl
 @functools.cache
 def _policy(name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Operation, probability and strength of a published policy, each [sub-policies, 2]."""
-    rows = AutoAugment(POLICIES[name]).policies
+    rows = AutoAugment(AutoAugmentPolicy(name)).policies
     op = [[NAMES.index(o) for o, _, _ in pair] for pair in rows]
     chance = [[p for _, p, _ in pair] for pair in rows]
     value = [[strength(o, b or 0, _AUTO_BINS, height, width) for o, _, b in pair] for pair in rows]

@@ -29,9 +29,7 @@ def _words(values: np.ndarray | int) -> np.ndarray:
     return np.asarray(values).astype(np.uint64, casting="unsafe")
 
 
-def bits(
-    seed: int, row: np.ndarray | int, view: np.ndarray | int = 0, columns: Sequence[int] = (0,)
-) -> np.ndarray:
+def bits(seed: int, row: np.ndarray | int, view: np.ndarray | int = 0, columns: Sequence[int] = (0,)) -> np.ndarray:
     """Random words, uint64 [n, len(columns)]; `row` and `view` are integers [n], or one number for all."""
     key = _mix(_words(seed) + _GOLDEN)
     key = _mix(key ^ _mix(_words(row) + _GOLDEN))
@@ -40,9 +38,7 @@ def bits(
     return _mix(key[:, None] + steps * _GOLDEN)
 
 
-def uniform(
-    seed: int, row: np.ndarray | int, view: np.ndarray | int = 0, columns: Sequence[int] = (0,)
-) -> np.ndarray:
+def uniform(seed: int, row: np.ndarray | int, view: np.ndarray | int = 0, columns: Sequence[int] = (0,)) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [n, len(columns)]."""
     return (bits(seed, row, view, columns) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

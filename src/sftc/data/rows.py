@@ -204,9 +204,7 @@ class Data:
             torch.device(device),
             augment=self.augment if train and self.augment.active else None,
             augment_seed=self.split_seed if reuse else seed,
-            moments=None
-            if self.input_mean is None or self.input_std is None
-            else (self.input_mean, self.input_std),
+            moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),
         )
 
     def _reader(

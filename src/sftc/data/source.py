@@ -6,6 +6,7 @@ Both give the same bytes; all that is random happens afterwards, in one function
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from sftc.types import Batch, Partner
 
 _COPY = 1_000_003  # views of the copies of a row that stands in `rows` more than once lie this far apart
 _DRAW_ROWS = 8192  # rows whose parameters are drawn at once: numpy's overhead vanishes, memory stays small
+_WORTH_WORKERS = 64_000_000  # bytes of decoded rows, about the second or two that workers take to pay off
 
 
 class Readable(Protocol):
@@ -119,9 +121,7 @@ class Batches:
                 batch.partner = None if lam is None else _mirrored(batch, lam)
             yield batch
 
-    def _draws(
-        self, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]
-    ) -> Iterator[Draw]:
+    def _draws(self, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]) -> Iterator[Draw]:
         """Augmentation parameters of each batch. Drawn for many batches at once."""
         augment = self.augment
         if augment is None:
@@ -130,9 +130,7 @@ class Batches:
         for i in range(0, len(bounds), per):
             some = bounds[i : i + per]
             lo, hi = some[0][0], some[-1][1]
-            draw = augment.draw(self.augment_seed, index[lo:hi], view[lo:hi], self.reader.shape).to(
-                self.device
-            )
+            draw = augment.draw(self.augment_seed, index[lo:hi], view[lo:hi], self.reader.shape).to(self.device)
             for a, b in some:
                 yield draw[a - lo : b - lo]
 
@@ -174,11 +172,13 @@ class Streaming:
 
     def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
         pin = _pins(self.device)
+        # Row numbers go to the workers as arrays: a tensor's memory would be moved, in place, to where
+        # processes share it, and whoever still looks at the old place would read rubbish.
         loader = DataLoader(
             _Reads(self.table),
             batch_size=None,
-            sampler=[index[a:b] for a, b in bounds],  # type: ignore[arg-type]
-            num_workers=_count(self.workers, bounds),
+            sampler=[index.numpy()[a:b] for a, b in bounds],  # type: ignore[arg-type]
+            num_workers=self._processes(bounds[-1][1] - bounds[0][0]),
             pin_memory=pin,
             worker_init_fn=_quiet,
             generator=torch.Generator(),  # else the loader would draw its base seed from the global one
@@ -188,6 +188,15 @@ class Streaming:
                 raise Refused(raw)
             yield raw.to(self.device, non_blocking=pin)
 
+    def _processes(self, rows: int) -> int:
+        """Those asked for, else one per core up to four, or none for so little that starting them takes longer."""
+        if self.workers is not None:
+            return self.workers
+        if rows * math.prod(self.shape) < _WORTH_WORKERS:
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(4, cores)
+
 
 class _Reads(Dataset):
     """Row numbers in, raw rows out; a refusal comes as text, since workers bury messages in tracebacks."""
@@ -195,9 +204,9 @@ class _Reads(Dataset):
     def __init__(self, table: Readable) -> None:
         self.table = table
 
-    def __getitem__(self, rows: Tensor) -> Tensor | str:  # type: ignore[override]
+    def __getitem__(self, rows: np.ndarray) -> Tensor | str:  # type: ignore[override]
         try:
-            return self.table.read(rows)
+            return self.table.read(torch.from_numpy(rows))
         except Refused as error:
             return str(error)
 
@@ -212,19 +221,7 @@ def _pins(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")
 
 
-def _count(workers: int | None, bounds: Sequence[tuple[int, int]]) -> int:
-    """Worker processes: those asked for, else one per core up to four, none for a few rows."""
-    if workers is not None:
-        return workers
-    if bounds[-1][1] - bounds[0][0] < 1000:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
-
-
-def hold(
-    table: Readable, rows: Tensor, workers: int | None, home: torch.device, device: torch.device
-) -> Resident:
+def hold(table: Readable, rows: Tensor, workers: int | None, home: torch.device, device: torch.device) -> Resident:
     """Read `rows` once and keep them on `home`."""
     held: Tensor | None = None
     bounds = [(a, min(a + 256, len(rows))) for a in range(0, len(rows), 256)]
@@ -239,9 +236,7 @@ def hold(
     return Resident(held, slot, device)
 
 
-def place(
-    nbytes: int, cache: str, device: torch.device, free_bytes: int | None, *, in_memory: bool
-) -> tuple[str, str]:
+def place(nbytes: int, cache: str, device: torch.device, free_bytes: int | None, *, in_memory: bool) -> tuple[str, str]:
     """Where the raw rows of a split live ("device", "host", "none"), and why, in words."""
     size = _megabytes(nbytes)
     if cache == "device" and device.type == "cpu":
@@ -262,9 +257,7 @@ def host_free() -> int:
     """Bytes of memory this process may still take: what the machine has, or what its container is allowed."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(
-        OSError, ValueError, StopIteration
-    ):  # no container, or one without a limit ("max")
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # no container, or one without a limit ("max")
         limit = int((group / "memory.max").read_text())
         stat = (group / "memory.stat").read_text().splitlines()
         reclaimable = next(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))

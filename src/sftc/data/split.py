@@ -53,16 +53,12 @@ def strata(target: Tensor, rows: Tensor) -> Tensor:
     return target[rows] if target.dim() == 1 else torch.zeros_like(rows)
 
 
-def carve(
-    rows: Tensor, target: Tensor, share: float, seed: int, stream: int, *, what: str
-) -> tuple[Tensor, Tensor]:
+def carve(rows: Tensor, target: Tensor, share: float, seed: int, stream: int, *, what: str) -> tuple[Tensor, Tensor]:
     """What is left of `rows`, and the `share` taken out of every class."""
     taken = spread(rows, strata(target, rows), round(share * len(rows)), seed, stream)
     rest = rows[~torch.isin(rows, taken)]
     if len(taken) == 0 or len(rest) == 0:
-        raise Refused(
-            f"data.{what}_share={share} of {len(rows)} rows leaves a split with no rows; change the share"
-        )
+        raise Refused(f"data.{what}_share={share} of {len(rows)} rows leaves a split with no rows; change the share")
     return rest, taken
 
 
@@ -111,9 +107,7 @@ def _number(wanted: object, names: list[str]) -> int:
     raise Refused(f"data.classes: no class {wanted}{nearest(str(wanted), names)} (classes: {few})")
 
 
-def relabelled(
-    target: Tensor, rows: Tensor, kind: str, numbers: list[int] | None, n: int
-) -> tuple[Tensor, Tensor]:
+def relabelled(target: Tensor, rows: Tensor, kind: str, numbers: list[int] | None, n: int) -> tuple[Tensor, Tensor]:
     """Targets in the numbering of the chosen classes, and the rows that belong to one of them."""
     if numbers is None:
         return target, rows
@@ -173,7 +167,7 @@ def splits(
 def weights(class_weights: str | list | None, counts: Tensor | None, kind: str, rows: int) -> Tensor | None:
     """data.class_weights as float32 [C], or None.
 
-    Balanced: rows / (classes * rows of the class); for several labels per row, rows without it / rows with it.
+    Balanced: rows / (classes * rows of the class); for labels, rows without it / rows with it.
     """
     if class_weights is None or class_weights == "none":
         return None

@@ -109,9 +109,7 @@ def _cifar(name: str, root: str | None, download: bool, locate: Callable) -> Raw
             # The files are pickles: torchvision opens them only if their checksums are the published ones.
             found = getattr(datasets, name)(where, train=train)
         except (RuntimeError, OSError) as error:
-            raise Refused(
-                f"data.root={where}: {_line(error)}; data.download=true fetches {name} again"
-            ) from None
+            raise Refused(f"data.root={where}: {_line(error)}; data.download=true fetches {name} again") from None
         images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
         return ArrayTable(images, torch.tensor(found.targets)), list(found.classes)
 
@@ -185,18 +183,12 @@ def _read_idx(folder: Path, file: str) -> Tensor:
 
 def _given(root: str | None) -> Path:
     if root is None:
-        raise Refused(
-            "data.root is not set: the folder that holds the files, or where data.download=true puts them"
-        )
+        raise Refused("data.root is not set: the folder that holds the files, or where data.download=true puts them")
     return Path(root).expanduser()
 
 
 def _missing(root: Path, what: str) -> Refused:
-    where = (
-        f"no {what} under data.root={root}"
-        if root.is_dir()
-        else f"data.root={root} does not exist (for {what})"
-    )
+    where = f"no {what} under data.root={root}" if root.is_dir() else f"data.root={root} does not exist (for {what})"
     return Refused(f"{where}; set data.root to the folder that holds it, or data.download=true")
 
 

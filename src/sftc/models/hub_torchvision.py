@@ -10,20 +10,18 @@ from torch import nn
 from torchvision import models as tv
 
 from sftc.errors import Refused, nearest
-from sftc.models import surgery, weights
-from sftc.models.size import dry
+from sftc.models import weights
 from sftc.models.weights import Card, Unavailable
 
 OURS = {
-    "num_classes": "the task",
-    "weights": "model.pretrained",
-    "progress": "nothing",
-    "image_size": "model.input_size",
+    "num_classes": "the task does",
+    "image_size": "model.input_size does",
+    "weights": "model.pretrained does",
+    "progress": "there is none",
+    "transform_input": "model.mean and model.std do",
+    "aux_logits": "one head is trained",
 }
-HALF = (
-    "inception_v3",
-    "googlenet",
-)  # trained on [-1, 1]; torchvision hides that in `transform_input`, we in mean and std
+HALF = ("inception_v3", "googlenet")  # trained on [-1, 1], which torchvision hides in `transform_input`
 
 
 def check(name: str) -> None:
@@ -70,49 +68,42 @@ def make(
     except TypeError as error:
         raise Refused(f"model.name={name} does not take these keys: {weights.line(error)}") from error
     if file is not None:
-        try:
-            weights.load(net, file)
-        except Refused as error:
-            raise Unavailable(str(error)) from None
+        _fill(net, file)
     return net
 
 
-def heads(name: str, size: int, keys: dict[str, Any]) -> list[str]:
-    """Path of the module that gives the logits: the last one that a dry run passes."""
-    with dry():
-        return [surgery.find_head(make(name, 2, size, keys), size)]
+def heads(name: str, net: nn.Module) -> list[str]:
+    """torchvision does not say which of its modules give the logits."""
+    return []
 
 
-def find(name: str) -> None:
-    """Whether the weights are here or could be fetched.
-
-    Raises:
-        Unavailable: neither.
-    """
-    weights.from_url(_url(name), download=False)
-
-
-def fetch(name: str) -> Path:
-    """The published weights as a local file.
+def locate(name: str, download: bool) -> Path | None:
+    """The published weights as a local file (None: they could be downloaded).
 
     Raises:
         Unavailable: there are none, or they are not in the cache and cannot be downloaded.
     """
-    file = weights.from_url(_url(name), download=True)
-    assert file is not None
-    return file
+    best = _best(name)
+    if best is None:
+        raise Unavailable(f"nobody published weights for {name}")
+    return weights.from_url(best.url, download)
+
+
+def _fill(net: nn.Module, file: Path) -> None:
+    try:
+        report = weights.load(net, file)
+    except Refused as error:
+        raise Unavailable(str(error)) from None
+    other = {key.rpartition(".")[0] for key in report["shape_mismatch"]}
+    if len(other) > 1:  # not the head alone: position embeddings
+        raise Unavailable(
+            f"{file.name} fits only the picture size it was trained on, for {', '.join(sorted(other))}"
+        )
 
 
 def _best(name: str) -> Any:
     published = list(tv.get_model_weights(name))
     return tv.get_model_weights(name).DEFAULT if published else None  # type: ignore[attr-defined]
-
-
-def _url(name: str) -> str:
-    best = _best(name)
-    if best is None:
-        raise Unavailable(f"nobody published weights for {name}")
-    return best.url
 
 
 def _defaults(name: str, size: int | None) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from sftc.errors import Refused, nearest
+from sftc.models import keys
+from sftc.models.size import LEAST
+from sftc.models.vision import GREY, Vision, prepare
 
 
 def mlp(
@@ -25,9 +29,9 @@ def mlp(
 
     With `log_softmax` it ends in log-probabilities, for loss=nll.
     """
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    layers: Layers = OrderedDict(flatten=nn.Flatten())
     widths = [prod(shape), *hidden]
-    for i, (width_in, width) in enumerate(zip(widths, widths[1:], strict=False), 1):
+    for i, (width_in, width) in enumerate(pairwise(widths), 1):
         layers[f"fc{i}"] = _dense(width_in, width, dropout, batch_norm)
     return _finish(layers, widths[-1], out_dim, log_softmax)
 
@@ -46,12 +50,12 @@ def simple_cnn(
     batch_norm: bool = False,
     log_softmax: bool = False,
 ) -> nn.Sequential:
-    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998, as in PyTorch's first tutorial): at 32 x 32 exactly that.
+    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998), at 32 x 32 as in PyTorch's first tutorial.
 
-    Smaller pictures are padded where a map would be smaller than LeNet's own (28 x 28 gets LeNet's 16 x 5 x 5 features
-    too); larger ones are pooled to 5 x 5, so the dense layers stay small.
+    Smaller pictures are padded where a map would be smaller than LeNet's own (28 x 28 ends in its 16 x 5 x 5
+    features too); larger ones are pooled to 5 x 5, so the dense layers stay small.
     """
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers: Layers = OrderedDict()
     width_in, height, width = shape
     for i, out in enumerate(channels, 1):
         padding = 2 if min(height, width) < (32 if i == 1 else 14) else 0
@@ -65,42 +69,61 @@ def simple_cnn(
         layers["pool"] = nn.AdaptiveMaxPool2d((height, width))
     layers["flatten"] = nn.Flatten()
     widths = [width_in * height * width, *hidden]
-    for i, (w_in, w_out) in enumerate(zip(widths, widths[1:], strict=False), 1):
+    for i, (w_in, w_out) in enumerate(pairwise(widths), 1):
         layers[f"fc{i}"] = _dense(w_in, w_out, dropout, batch_norm)
     return _finish(layers, widths[-1], out_dim, log_softmax)
 
 
-NETS = {"mlp": mlp, "simple_cnn": simple_cnn, "linear": linear}
+Layers = OrderedDict[str, nn.Module]
+NETS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "simple_cnn": simple_cnn, "linear": linear}
 
 
-def reads_tables(family: str) -> bool:
-    return family != "simple_cnn"
-
-
-def make(family: str, shape: tuple[int, ...], out_dim: int, **keys: Any) -> nn.Sequential:
-    """The net `family` for inputs of `shape`, with YAML's `keys`.
+def check(spec: Mapping[str, Any]) -> None:
+    """What `build` would refuse whatever the data.
 
     Raises:
-        Refused: a width that is not a whole number above zero, or a dropout outside [0, 1).
+        Refused: an unknown key, a width that is not a whole number above zero, a dropout outside [0, 1).
     """
-    check(family, **keys)
-    return NETS[family](shape, out_dim, **keys)
-
-
-def check(family: str, **keys: Any) -> None:
-    """What `make` would refuse."""
-    names = list(signature(NETS[family]).parameters)[2:]
-    for key, value in keys.items():
-        if key not in names:
-            raise Refused(f"model.{key} is no key of {family}{nearest(key, names)}")
-        if key in ("hidden", "channels"):
-            whole = isinstance(value, Sequence) and all(type(n) is int and n > 0 for n in value)
-            if not whole or isinstance(value, str):
-                raise Refused(f"model.{key}={value} is not a list of widths, such as [128,64]")
+    family, taken = spec["family"], list(signature(NETS[spec["family"]]).parameters)[2:]
+    for key, value in keys.rest(spec).items():
+        if key not in taken:
+            raise Refused(f"model.{key} is no key of {family}{nearest(key, taken)}")
+        if key in ("hidden", "channels") and not _widths(value):
+            raise Refused(f"model.{key}={value} is not a list of widths, such as [128,64]")
+        if key == "channels" and not value:
+            raise Refused("model.channels=[] leaves no convolution; use model=mlp")
         if key == "dropout" and not 0 <= value < 1:
             raise Refused(f"model.dropout={value} must lie in [0, 1)")
-    if family == "simple_cnn" and not 1 <= len(keys.get("channels", (1,))) <= 8:
-        raise Refused("model.channels needs 1 to 8 widths; model=mlp has no convolutions")
+    if keys.pretrained(spec) == "true" and not spec.get("checkpoint"):
+        raise Refused(
+            f"model.pretrained=true: nobody published weights for {family}; give model.checkpoint=PATH"
+        )
+
+
+def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Vision:
+    """The net for inputs of `shape`: pictures (C, H, W) at the size asked for, or rows of numbers (D,).
+
+    Raises:
+        Refused: what `check` refuses, or a table for a net that reads pictures.
+    """
+    check(spec)
+    family, rest, facts = spec["family"], keys.rest(spec), {"pretrained": "no"}
+    if len(shape) == 1:
+        if family == "simple_cnn":
+            raise Refused("model=simple_cnn reads pictures, the data has rows of numbers; use model=mlp")
+        return Vision(nn.Identity(), NETS[family](shape, out_dim, **rest), ["net.head"], facts)
+    channels, height, width = shape
+    wanted = keys.input_size(spec)
+    if wanted == "auto":
+        wanted = (max(height, LEAST), max(width, LEAST))
+    pixels = wanted if isinstance(wanted, tuple) else (LEAST, LEAST)
+    first = prepare(spec, channels=channels, pixels=pixels, shape=shape, look=(GREY, GREY), facts=facts)
+    return Vision(first, NETS[family]((channels, *pixels), out_dim, **rest), ["net.head"], facts)
+
+
+def _widths(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and all(type(n) is int and n > 0 for n in value)
 
 
 def _dense(width_in: int, width: int, dropout: float, batch_norm: bool) -> nn.Sequential:
@@ -114,9 +137,7 @@ def _conv(width_in: int, width: int, padding: int, batch_norm: bool) -> nn.Seque
     return nn.Sequential(*layers, *[nn.BatchNorm2d(width)] * batch_norm, nn.ReLU())
 
 
-def _finish(
-    layers: OrderedDict[str, nn.Module], width: int, out_dim: int, log_softmax: bool
-) -> nn.Sequential:
+def _finish(layers: Layers, width: int, out_dim: int, log_softmax: bool) -> nn.Sequential:
     layers["head"] = nn.Linear(width, out_dim)
     if log_softmax:
         layers["log_softmax"] = nn.LogSoftmax(dim=1)

@@ -1,9 +1,8 @@
-"""Which picture size an architecture can read, found by running it on tensors that hold no numbers (the meta device)."""
+"""Which picture size an architecture can read, found by running it without numbers (on the meta device)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -14,100 +13,85 @@ from torch import Tensor, nn
 from sftc.errors import Refused
 
 LEAST = 8  # pixels; below that no picture is left, whatever an architecture would accept
+Works = Callable[[int, int], bool]  # height, width
+
+_found: dict[tuple[Any, ...], int] = {}  # the jobs of a sweep ask the same again
 
 
-@contextmanager
-def dry() -> Iterator[None]:
-    """Everything built in here is shapes only: no memory, no arithmetic, no random numbers drawn."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        yield
+def shapes_only(source: ModuleType, name: str, side: int | None, keywords: dict[str, Any]) -> nn.Module:
+    """The net without memory or arithmetic, in eval mode; no random number of the caller's is drawn."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return source.make(name, 2, side, keywords).eval()
+        except NotImplementedError:  # an architecture that computes while it is built
+            return source.make(name, 2, side, keywords).eval()
 
 
 def fit(
-    family: str,
-    hub: ModuleType,
+    source: ModuleType,
     name: str,
-    keys: dict[str, Any],
+    keywords: dict[str, Any],
     wanted: str | tuple[int, int],
     data: tuple[int, int],
 ) -> tuple[int, int]:
     """(height, width) the net `name` shall read.
 
-    `auto` is the data's size raised to what the architecture can read, `min` the smallest it can read; both square
-    unless the data's own size fits. A size asked for must fit.
+    `auto` is the data's size raised to what the architecture can read, `min` the smallest it can read; both
+    are square unless the data's own size fits. A size asked for must fit.
 
     Raises:
         Refused: the size asked for does not fit, naming one that does.
     """
-    works = _runner(hub, name, keys)
+    works, native = _trial(source, name, keywords), source.card(name).size
     if isinstance(wanted, tuple):
-        if wanted[0] == wanted[1] == hub.card(name).size or works(*wanted):
+        if wanted == (native, native) or works(*wanted):
             return wanted
-        near = smallest(works, max(wanted), hub.card(name).size)
+        near = smallest(works, max(wanted), native)
         raise Refused(f"model.input_size={wanted[0]} is not a size {name} can read; {near} is")
     if wanted == "auto" and data[0] != data[1] and min(data) >= LEAST and works(*data):
         return data
     least = LEAST if wanted == "min" else max(*data, LEAST)
-    side = _smallest(family, hub, name, tuple(sorted((k, repr(v)) for k, v in keys.items())), least, works)
-    return side, side
+    key = (source.__name__, name, repr(sorted(keywords.items())), least)
+    if key not in _found:
+        _found[key] = smallest(works, least, native)
+    return _found[key], _found[key]
 
 
-_known: dict[tuple[Any, ...], int] = {}
+def smallest(works: Works, least: int, native: int) -> int:
+    """The smallest side >= `least` that works: `least`, a round number near it, else by halving.
 
+    Halving takes for granted that a size above one that works would work too. Where that is not so (windows
+    that must divide the picture) it still ends at a size that works, only perhaps not at the smallest.
 
-def _smallest(
-    family: str,
-    hub: ModuleType,
-    name: str,
-    keys: tuple[Any, ...],
-    least: int,
-    works: Callable[[int, int], bool],
-) -> int:
-    key = (family, name, keys, least)
-    if key not in _known:  # the jobs of a sweep ask the same again
-        _known[key] = smallest(works, least, hub.card(name).size)
-    return _known[key]
-
-
-def smallest(works: Callable[[int, int], bool], least: int, native: int) -> int:
-    """The smallest side >= `least` that works: `least` itself, a round number near it, else by halving up to `native`.
-
-    Halving takes for granted that a size above one that works would work too. Where that is not so (windows that must
-    divide the picture) it still ends at a size that works, only perhaps not at the smallest.
+    Raises:
+        Refused: nothing works.
     """
     for unit in (1, 8, 16, 32):
         side = -(-least // unit) * unit
         if works(side, side):
             return side
-    fails, fits = least, max(native, least)
-    while not works(fits, fits):  # data larger than the native size
-        fails, fits = fits, fits + native
-        if fits > 64 * native:
-            raise Refused(
-                f"no picture size of {least} pixels or more was found that this architecture can read"
-            )
+    fails, fits = least, max(native, -(-least // native) * native)
+    if not works(fits, fits):
+        raise Refused(f"no picture size of {least} pixels or more was found that this architecture can read")
     while fits - fails > 1:
         middle = (fails + fits) // 2
         fails, fits = (fails, middle) if works(middle, middle) else (middle, fits)
     return fits
 
 
-def _runner(hub: ModuleType, name: str, keys: dict[str, Any]) -> Callable[[int, int], bool]:
-    @lru_cache
-    def net(side: int | None) -> nn.Module:
-        return hub.make(name, 2, side, keys).eval()
-
-    fixed = hub.card(name).fixed
+def _trial(source: ModuleType, name: str, keywords: dict[str, Any]) -> Works:
+    fixed = source.card(name).fixed
+    net = lru_cache(lambda side: shapes_only(source, name, side, keywords))
 
     @lru_cache
     def works(height: int, width: int) -> bool:
         if fixed and height != width:
             return False
         try:
-            with dry():
-                built = net(height if fixed else None)
-                # Patches that do not divide the picture would drop its edge without a word.
-                return not (fixed and height % _patch(built)) and ends(built, height, width)
+            built = net(height if fixed else None)
+            # Patches that do not divide the picture would drop its edge without a word.
+            return not (fixed and height % _patch(built)) and _answers(built, height, width)
         except Refused:
             raise
         except Exception:  # each architecture complains in its own words
@@ -116,9 +100,10 @@ def _runner(hub: ModuleType, name: str, keys: dict[str, Any]) -> Callable[[int, 
     return works
 
 
-def ends(net: nn.Module, height: int, width: int) -> bool:
-    """Whether `net` turns pictures of this size into one row of logits each."""
-    out: Any = net(torch.empty(2, 3, height, width))
+@torch.no_grad()
+def _answers(net: nn.Module, height: int, width: int) -> bool:
+    pictures = torch.zeros(2, 3, height, width, device=next(net.parameters()).device)
+    out: Any = net(pictures)
     return isinstance(out, Tensor) and out.ndim == 2 and len(out) == 2
 
 

@@ -1,9 +1,8 @@
-"""Cutting models: listen inside, name the blocks, keep the first of them, change the head, hold frozen parts still."""
+"""Cutting models: listen inside, name the blocks, keep the first few, change the head, hold parts still."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ Block = tuple[str, list[str]]  # name, parameter names
 class Tapped:
     """Call a model and keep what the named submodules gave.
 
-    Make it after deepcopy or EMA and before compiling. The hooks sit on these very modules: a later copy of the model
-    carries them along, but they see that they are not at home and keep silent.
+    Make it after deepcopy or EMA and before compiling. The hooks sit on these very modules: a later copy of
+    the model carries them along, but they see that they are not at home and keep silent.
 
     Raises:
         Refused: no such submodule, naming the nearest.
@@ -31,7 +30,7 @@ class Tapped:
         self._hooks = [self._listen(path) for path in dict.fromkeys(taps)]
 
     def __call__(self, inputs: Inputs) -> Out:
-        """Logits in float32, and each tapped output as it was given (the first, if a module gives several)."""
+        """Logits in float32, and each tapped output as it was given (the first, if there are several)."""
         self._seen.clear()
         logits = self.model(inputs)
         features, self._seen = self._seen, {}
@@ -58,7 +57,7 @@ class Tapped:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Paths of the modules that give the logits: as the builder found them, else the last dense or convolution layer.
+    """Paths of the modules that give the logits: as the builder found them, else the last layer.
 
     Raises:
         Refused: there is none.
@@ -73,7 +72,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def find_head(net: nn.Module, size: int) -> str:
-    """The last dense or convolution layer that a picture of `size` pixels passes. A net on the meta device will do."""
+    """The last dense or convolution layer that pictures of `size` pixels pass, on any device, also meta."""
     passed: list[str] = []
     hooks = [
         module.register_forward_hook(lambda _m, _i, _o, path=path: passed.append(path))
@@ -112,10 +111,10 @@ def replace_head(model: nn.Module, out_dim: int) -> nn.Module:
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The model's own blocks as (name, parameter names): stem first, head last, every parameter in exactly one.
+    """A model's own blocks as (name, parameter names): stem first, head last, each parameter in exactly one.
 
-    timm says itself what its blocks are. For other nets they are the parts of its sequences; a norm or a loose parameter
-    belongs to the block before.
+    timm says itself what its blocks are. For other nets they are the parts of its sequences; a norm or a
+    loose parameter belongs to the block before.
     """
     heads = tuple(f"{path}." for path in head_names(model))
     known = dict(model.named_parameters())
@@ -143,9 +142,9 @@ def keep_first(source: nn.Module, target: nn.Module, n: int) -> nn.Module:
     theirs = blocks(source)
     in_range(n, len(theirs), "keep_first")
     give, take = source.state_dict(), target.state_dict()
-    homes, kept = _homes(source, theirs), [name for name, _ in theirs[:n]]
+    homes = _homes(source, theirs)
     for key, value in give.items():
-        if homes[key] not in kept:
+        if homes[key] >= n:
             continue
         if key not in take or take[key].shape != value.shape:
             raise Refused(
@@ -168,7 +167,7 @@ def in_range(n: int, count: int, what: str) -> None:
 
 
 def train_mode(model: nn.Module) -> nn.Module:
-    """`model.train()`, but whatever is frozen as a whole stays in eval mode, so its running statistics hold still."""
+    """`model.train()`, but what is frozen as a whole stays in eval mode, its running statistics too."""
     model.train()
     _still(model)
     return model
@@ -200,9 +199,14 @@ def _parts(module: nn.Module, path: str, total: int) -> Iterator[tuple[str, list
         if not any(True for _ in child.parameters()):
             continue
         if _is_sequence(child) or (any(True for _ in child.children()) and _numel(child) > 0.8 * total):
-            yield from _parts(child, prefix + name, total)
+            inner = list(_parts(child, prefix + name, total))
+            if sum(not joins for _, _, joins in inner) == 1:  # one layer with its norm, in a wrapper
+                yield prefix + name, [n for _, names, _ in inner for n in names], False
+            else:
+                yield from inner
         else:
-            yield prefix + name, [f"{prefix}{name}.{n}" for n, _ in child.named_parameters()], False
+            small = all(p.ndim <= 1 for p in child.parameters())
+            yield prefix + name, [f"{prefix}{name}.{n}" for n, _ in child.named_parameters()], small
 
 
 def _timm_parts(net: nn.Module, prefix: str) -> Iterator[tuple[str, list[str], bool]]:
@@ -210,8 +214,17 @@ def _timm_parts(net: nn.Module, prefix: str) -> Iterator[tuple[str, list[str], b
 
     groups = group_parameters(net, net.group_matcher(coarse=False))  # type: ignore[operator]
     for _, names in sorted(groups.items()):
-        shared = commonprefix([n.split(".") for n in names]) or names[0].split(".")[:1]
-        yield prefix + ".".join(shared), [prefix + n for n in names], False
+        yield prefix + _shared(names), [prefix + n for n in names], False
+
+
+def _shared(names: list[str]) -> str:
+    """The longest path that most of the names share with the first."""
+    parts = names[0].split(".")[:-1]
+    for i in range(len(parts), 0, -1):
+        path = ".".join(parts[:i])
+        if 2 * sum(n.startswith(f"{path}.") for n in names) > len(names):
+            return path
+    return parts[0] if parts else names[0]
 
 
 def _is_sequence(module: nn.Module) -> bool:
@@ -226,10 +239,10 @@ def _loose(model: nn.Module, block: Block) -> bool:
     return all(any(True for _ in model.get_submodule(owner).children()) for owner in owners)
 
 
-def _homes(model: nn.Module, parts: list[Block]) -> dict[str, str]:
-    """The block of every parameter and buffer; a buffer lives where its nearest owner's first parameter does."""
-    home = {"": parts[0][0]}
-    for block, names in parts:
+def _homes(model: nn.Module, parts: list[Block]) -> dict[str, int]:
+    """The block number of every parameter and buffer; a buffer lives with its nearest owner's parameters."""
+    home = {"": 0}
+    for block, (_, names) in enumerate(parts):
         for name in names:
             home[name] = block
             while name:

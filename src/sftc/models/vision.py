@@ -1,8 +1,8 @@
-"""A picture model: raw bytes in, logits out. What a net wants done to pictures is part of the model, not of a loader."""
+"""A picture model: raw bytes in, logits out. What a net wants done to pictures belongs to it, not to loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftc.errors import Refused
+from sftc.models import keys
+
+GREY = [0.5]  # mean and std where nothing was trained before: inputs in [-1, 1]
 
 
 class Prepare(nn.Module):
@@ -19,6 +22,9 @@ class Prepare(nn.Module):
         channels: channels the net reads.
         size: (height, width) in pixels the net reads.
         mean, std: per channel on a scale of 0 to 1; one number serves all channels.
+
+    Raises:
+        Refused: as many numbers as the net has not channels.
     """
 
     scale: Tensor
@@ -30,15 +36,13 @@ class Prepare(nn.Module):
         super().__init__()
         for key, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
-                raise Refused(
-                    f"model.{key}={list(values)} has {len(values)} numbers, the net reads {channels} channels"
-                )
+                raise Refused(f"model.{key}={list(values)} does not fit a net that reads {channels} channels")
         self.size = size
         self.mean = [float(m) for m in mean] * (channels // len(mean))
         self.std = [float(s) for s in std] * (channels // len(std))
-        center = torch.tensor(self.mean, device="cpu").view(1, -1, 1, 1)
-        spread = torch.tensor(self.std, device="cpu").view(1, -1, 1, 1)
-        # (x / 255 - mean) / std in one pass. Not persistent: a checkpoint of other statistics must not bring them along.
+        center = torch.tensor(self.mean).view(1, -1, 1, 1)
+        spread = torch.tensor(self.std).view(1, -1, 1, 1)
+        # (x / 255 - mean) / std in one pass. Not persistent: a checkpoint must not bring its own.
         self.register_buffer("scale", 1 / (255 * spread), persistent=False)
         self.register_buffer("shift", -center / spread, persistent=False)
 
@@ -54,11 +58,11 @@ class Prepare(nn.Module):
 
 
 class Vision(nn.Module):
-    """`prepare` then `net`. Tables of numbers pass through the same form with nothing to prepare.
+    """`prepare` then `net`. Tables of numbers take the same form, with nothing to prepare.
 
     Attributes:
         heads: paths of the modules that give the logits.
-        facts: what was chosen for this model and why, in plain types.
+        facts: what was chosen for this model, in plain types.
     """
 
     def __init__(self, prepare: nn.Module, net: nn.Module, heads: list[str], facts: dict[str, Any]) -> None:
@@ -72,7 +76,23 @@ class Vision(nn.Module):
         """[N, C, H, W] raw pictures or [N, D] numbers -> logits [N, out_dim]."""
         return self.net(self.prepare(inputs))
 
-    def say(self, **facts: Any) -> Vision:
-        """Add to the facts."""
-        self.facts.update(facts)
-        return self
+
+def prepare(
+    spec: Mapping[str, Any],
+    *,
+    channels: int,
+    pixels: tuple[int, int],
+    shape: tuple[int, ...],
+    look: tuple[Sequence[float], Sequence[float]],
+    facts: dict[str, Any],
+) -> Prepare:
+    """The Prepare of a model node, noted in `facts`; `look` is the mean and std that `auto` stands for."""
+    mean, std = keys.per_channel(spec, "mean") or look[0], keys.per_channel(spec, "std") or look[1]
+    made = Prepare(channels, pixels, mean, std)
+    facts |= {
+        "input_size": pixels[0] if pixels[0] == pixels[1] else list(pixels),
+        "data_size": list(shape[1:]),
+        "mean": made.mean,
+        "std": made.std,
+    }
+    return made

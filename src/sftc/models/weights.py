@@ -1,4 +1,4 @@
-"""Weights from files and hubs: read without running anything, loaded by name and shape, and honest about the rest."""
+"""Weights from files and hubs: read without running anything, loaded by name and shape, the rest said."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NESTS = (
 PATIENCE = 5.0  # seconds to find out whether a server answers at all
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818
     """Published weights that cannot be had, in one line."""
 
 
@@ -75,10 +75,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Copy into `model` whatever in `path` has the same name and shape, whichever prefix a wrapper left on the names.
+    """Copy into `model` what has the same name and shape in `path`, whatever prefixes wrappers left.
 
     Returns:
-        {"path", "matched": n, "missing": [...], "unexpected": [...], "shape_mismatch": [...]}; names as `model` says them.
+        {"path", "matched": n, "missing": [...], "unexpected": [...], "shape_mismatch": [...]}; all but
+        `unexpected` by the model's own names.
 
     Raises:
         Refused: unreadable, or nothing matches.
@@ -211,7 +212,7 @@ def _pickle(file: Path) -> Any:
 
 
 def _renamed(own: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, str]:
-    """Which name in `found` stands for which in `own`: of all prefixes a wrapper may have left, the pair that fits best."""
+    """Which name in `found` stands for which in `own`, by the pair of prefixes that makes most meet."""
 
     def hits(ours: str, theirs: str) -> int:
         return sum(k.startswith(ours) and theirs + k[len(ours) :] in found for k in own)

@@ -1,4 +1,4 @@
-"""How weights move: which of them (finetune), by which rule (optimizer), how fast at each update (schedule)."""
+"""How weights move: which of them (finetune), by which rule (optimizer), how fast (schedule)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights move: all, the head, all but the first N blocks, more of them by and by, or slower the deeper they lie."""
+"""Which weights move: all, the head, all but the first blocks, ever more, or the deeper the slower."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Finetune:
         self.epoch(model, 0)
 
     def epoch(self, model: nn.Module, epoch: int) -> bool:
-        """Freeze and unfreeze for this epoch; call before `surgery.train_mode`. Whether anything changed."""
+        """Freeze and unfreeze for this epoch, before `surgery.train_mode`; tells whether anything changed."""
         if self._rates is None:
             return False
         parts = surgery.blocks(model)
@@ -50,7 +50,7 @@ class Finetune:
         return changed
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups of everything that will ever move, with their own lr (`lr_scale` times the base's).
+        """Parameter groups of everything that will ever move, each with `lr_scale` times the rate.
 
         Norms, biases and what timm's models name themselves are not decayed.
         """
@@ -68,7 +68,7 @@ class Finetune:
 
 
 def plain_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of what requires gradients in `module`, all at one rate: for projectors and whole models."""
+    """Parameter groups of what requires gradients in `module`, all at one rate: projectors, whole models."""
     spared = _spared(module)
     moving = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     return _gather([(p, 1.0, 0.0 if n in spared else weight_decay) for n, p in moving], lr)
@@ -105,7 +105,7 @@ def _first_n(name: str, n: int, keep_lr: float = 0.0) -> Finetune:
 
 
 def _gradual(name: str, start: int = 1, every: float = 1) -> Finetune:
-    """Gradual unfreezing (Howard & Ruder 2018): `start` blocks from the head, one more each `every` epochs."""
+    """Gradual unfreezing (Howard & Ruder 2018): `start` blocks from the head, one more every so often."""
     if start < 1 or every <= 0:
         raise Refused(f"finetune.start={start} must be at least 1 and finetune.every={every} above 0")
     return Finetune(

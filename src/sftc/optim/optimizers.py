@@ -55,7 +55,7 @@ def _construct(name: str, groups: list[dict[str, Any]], keys: dict[str, Any]) ->
     try:
         if name in TORCH:
             return TORCH[name](groups, **keys)
-        from timm.optim import create_optimizer_v2
+        from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
         # timm fills in a momentum of its own unless told; what is asked for arrives through the keywords.
         return create_optimizer_v2(groups, opt=name, **keys)
@@ -78,16 +78,22 @@ def _takes(name: str) -> Mapping[str, Any]:
 
 
 def _from_timm(name: str) -> Any:
-    from timm.optim import get_optimizer_class, list_optimizers
+    from timm.optim import (  # pyright: ignore[reportPrivateImportUsage]
+        get_optimizer_class,
+        get_optimizer_info,
+        list_optimizers,
+    )
 
     ahead, _, rule = name.rpartition("_")
-    if ahead not in ("", "lookahead") or rule not in (known := list_optimizers()):
-        raise Refused(f"optim.name={name} is in neither torch nor timm{nearest(name, list_optimizers())}")
-    del known
+    known = [str(one) for one in list_optimizers()]
+    if ahead not in ("", "lookahead") or rule not in known:
+        raise Refused(f"optim.name={name} is in neither torch nor timm{nearest(rule, known)}")
+    if get_optimizer_info(rule).second_order:
+        raise Refused(f"optim.name={name} needs second derivatives, which are not computed here")
     try:
         return get_optimizer_class(rule, bind_defaults=False)
-    except ImportError as error:
-        raise Refused(f"optim.name={name} needs a package that is not installed ({error})") from error
+    except (ImportError, AssertionError) as error:
+        raise Refused(f"optim.name={name} is not available here: {error}") from error
 
 
 def _betas(values: Any, count: int) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
-"""How fast weights move at each update. A schedule is a factor on the rate each parameter group was built with.
+"""How fast weights move at each update: a factor on the rate that each parameter group was built with.
 
-Factors make every schedule honour layer-wise rates, and let torch's plateau and one-cycle run on a shadow optimizer of
-rate one, so warm-up and resuming are the same for all.
+Factors make every schedule honour layer-wise rates, and let torch's plateau and one-cycle run on a shadow
+optimizer of rate one, so warm-up and resuming are the same for all.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ class Schedule:
 class Curve:
     """A pure function of the update: nothing to remember."""
 
-    def __init__(self, factor: Callable[[int], float]) -> None:
-        self.factor = factor
+    def __init__(self, curve: Callable[[int], float]) -> None:
+        self.curve = curve
+
+    def factor(self, update: int) -> float:
+        return self.curve(update)
 
     def epoch(self, metric: float) -> None:
         pass

@@ -1,0 +1,46 @@
+"""`predict`: scores of every row, in eval mode, with metrics as they pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftc.device import Device
+from sftc.types import Predictions, Source
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True
+) -> Predictions:
+    """Scores of every row of a source, in its order; a meter sees the logits as they pass.
+
+    Args:
+        keep: False feeds the meter only and returns empty predictions: the epoch's validation needs no more.
+    """
+    was = [(m, m.training) for m in model.modules()]
+    model.eval()
+    scores: list[Tensor] = []
+    targets: list[Tensor] = []
+    rows: list[Tensor] = []
+    try:
+        for batch in source.epoch(0):
+            with device.autocast():
+                logits = model(device.inputs(batch.inputs))
+            logits = logits.float()
+            if meter is not None:
+                meter.update(logits, batch.target, batch.weight)
+            if keep:
+                s, t, r = task.flat(logits, batch.target, batch.index)
+                scores.append(s.float().cpu())
+                targets.append(t.cpu())
+                rows.append(r.cpu())
+    finally:
+        for module, mode in was:
+            module.training = mode
+    if not keep:
+        empty = torch.empty(0)
+        return Predictions(empty, empty, empty.long())
+    return Predictions(torch.cat(scores), torch.cat(targets), torch.cat(rows))

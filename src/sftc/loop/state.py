@@ -1,0 +1,173 @@
+"""What a fit is made of: a budget, trainees, and the whole state in one object that can be written and read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sftc.objective import Learner, Objective
+from sftc.types import Metrics, Source
+
+
+class Budget:
+    """How long a fit lasts. Epochs or steps, whichever ends first; then what may end it early.
+
+    Args:
+        epochs: passes over the longest source.
+        max_steps: optimizer steps in all, or None.
+        patience: epochs without a better monitor ("until it converges"), or None.
+        target: value of the monitor that is good enough, or None.
+    """
+
+    def __init__(
+        self, epochs: int, max_steps: int | None = None, patience: int | None = None, target: float | None = None
+    ) -> None:
+        self.epochs = epochs
+        self.max_steps = max_steps
+        self.patience = patience
+        self.target = target
+
+    def steps(self, per_epoch: int) -> int:
+        steps = self.epochs * per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def passes(self, per_epoch: int) -> int:
+        """Epochs that are begun: what a schedule spans, so that max_steps does not cut it off."""
+        return math.ceil(self.steps(per_epoch) / per_epoch)
+
+
+class Trainee:
+    """A learner with what steps it: its own optimizer, schedule, clipping, average and best epoch."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        finetune: Any,
+        *,
+        clip: float | None = None,
+        ema: Any = None,
+    ) -> None:
+        self.learner = learner
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.finetune = finetune
+        self.clip = clip
+        self.ema = ema
+        self.names = {id(p): n for n, p in learner.student.named_parameters()}
+        self.params = [p for g in optimizer.param_groups for p in g["params"]]
+        self.best: dict[str, Any] | None = None  # {"epoch", "step", "rank", "val"}
+        self.best_state: dict[str, Tensor] = {}
+        self.last: Metrics = {}
+        self.stale = 0  # epochs since the best
+
+    @property
+    def scored(self) -> nn.Module:
+        """The weights that are evaluated and kept: the average if there is one."""
+        return self.learner.student if self.ema is None else self.ema.module
+
+    def judge(self, metrics: Metrics, epoch: int, step: int) -> bool:
+        """Note an epoch's metrics; True if they are the best so far. A NaN is never better."""
+        task = self.learner.task
+        self.last = metrics
+        value = metrics.get(task.monitor, math.nan)
+        sign = 1 if task.maximize else -1
+        held = -math.inf if self.best is None else self.best["rank"]
+        rank = -math.inf if math.isnan(value) else sign * value
+        if self.best is not None and rank <= held:
+            self.stale += 1
+            return False
+        self.best = {"epoch": epoch, "step": step, "rank": rank, "val": metrics}
+        self.best_state = host_state(self.scored)
+        self.stale = 0
+        return True
+
+    def reached(self, target: float) -> bool:
+        task = self.learner.task
+        value = self.last.get(task.monitor, math.nan)
+        return value >= target if task.maximize else value <= target
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ema": None if self.ema is None else host_state(self.ema.module),
+            "best": self.best,
+            "best_state": self.best_state,
+            "last": self.last,
+            "stale": self.stale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.best, self.best_state = state["best"], state["best_state"]
+        self.last, self.stale = state["last"], state["stale"]
+
+
+class Fitted:
+    """What a fit leaves of one learner: its model holding the best weights, and the last ones beside."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        last_state: dict[str, Tensor],
+        best: dict[str, Any],
+        last: dict[str, Any],
+        seconds: float,
+        ended: str,
+    ) -> None:
+        self.model = model
+        self.last_state = last_state
+        self.best = best  # {"epoch", "step", "val"} of the weights in `model`, chosen on validation
+        self.last = last  # the same of the last weights
+        self.seconds = seconds  # training and validation, over all sittings
+        self.ended = ended  # by "budget", "target" or "patience"
+
+
+def host_state(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+
+
+class Fit:
+    """The whole state of a training, in one object that can be written and read back."""
+
+    def __init__(self, objective: Objective, trainees: Sequence[Trainee], sources: Sequence[Source]) -> None:
+        self.objective = objective
+        self.trainees = list(trainees)
+        self.sources = list(sources)
+        self.per_epoch = max(s.steps for s in sources)
+        self.step = 0  # optimizer steps done
+        self.epoch = 0  # epochs trained and evaluated
+        self.ended: str | None = None  # what ended the fit, once it has
+        self.sums: dict[str, float] = {}  # of each loss part over the steps of this epoch
+        self.seconds = 0.0  # training and evaluation time, over all sittings
+
+    def state_dict(self) -> dict[str, Any]:
+        scaler = self.objective.device.scaler
+        return {
+            "objective": host_state(self.objective),
+            "trainees": [t.state_dict() for t in self.trainees],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "ended": self.ended,
+            "sums": self.sums,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.objective.load_state_dict(state["objective"])
+        for trainee, saved in zip(self.trainees, state["trainees"], strict=True):
+            trainee.load_state_dict(saved)
+        if self.objective.device.scaler is not None:
+            self.objective.device.scaler.load_state_dict(state["scaler"])
+        self.step, self.epoch, self.ended = state["step"], state["epoch"], state["ended"]
+        self.sums, self.seconds = dict(state["sums"]), state["seconds"]

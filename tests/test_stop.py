@@ -1,0 +1,47 @@
+"""Signals and the clock: wait for the step inside a fit, end at once elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from sftc.errors import Stopped
+from sftc.stop import Stopper
+
+
+def kill(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_waits_while_a_fit_polls_and_a_second_does_not(number, code):
+    with Stopper().listening() as stop:
+        with stop.polling():
+            kill(number)
+            why = stop()
+            assert why is not None and why.code == code
+            with pytest.raises(Stopped) as second:
+                kill(number)
+        assert second.value.code == code
+
+
+def test_a_signal_outside_a_fit_ends_at_once():
+    with Stopper().listening(), pytest.raises(Stopped, match="SIGTERM"):
+        kill(signal.SIGTERM)
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Stopper().listening():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_the_clock_stops_with_75():
+    stop = Stopper(max_minutes=1)
+    assert stop() is None
+    stop.started -= 61
+    why = stop()
+    assert why is not None and why.code == 75 and why.state == "stopped"

@@ -8,7 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sftc.build import Bench
+from sftc.build.bench import Bench
 from sftc.device import Device
 from sftc.lab import Lab
 from sftc.stop import Stopper

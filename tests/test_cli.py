@@ -202,9 +202,7 @@ def test_tracebacks_on_request(sftc, build, monkeypatch):
     assert "SFTC_TRACEBACK" not in os.environ
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(Refused("no"), 2), (Stopped("time", 75), 75), (KeyboardInterrupt(), 130)]
-)
+@pytest.mark.parametrize(("error", "code"), [(Refused("no"), 2), (Stopped("time", 75), 75), (KeyboardInterrupt(), 130)])
 def test_an_error_that_comes_before_the_folder_leaves_none(sftc, build, error, code):
     build.fail[0], build.make_folder = error, False
     got, _, err = sftc("train")
@@ -314,16 +312,28 @@ def test_a_broken_yaml_of_the_user_names_file_and_line(sftc, directory):
 
 def test_config_dir_adds_options_with_keys_of_their_own(sftc, build):
     Path("my/model").mkdir(parents=True)
-    Path("my/model/mine.yaml").write_text(
-        "# sftc train model=mine\ndefaults: [_base, _self_]\nname: mine\ndepth: 3\n"
-    )
+    Path("my/model/mine.yaml").write_text("# sftc train model=mine\ndefaults: [_base, _self_]\nname: mine\ndepth: 3\n")
     assert sftc("train", "--config-dir", "my", "model=mine", "model.depth=4")[0] == 0
     assert build.jobs[0]["model"] == {"input_size": "auto", "name": "mine", "depth": 4}
+    assert build.commands == [f"sftc train model=mine model.depth=4 --config-dir {Path('my').resolve()}"]
     code, _, err = sftc("train", "-cd", "my", "model=mine", "model.input_size=0")
     assert code == 2
     assert "model.input_size=0" in err
     assert "mine" in sftc("ls", "model", "-cd", "my")[1]
     assert "model.depth=3" in sftc("train", "model=mine", "-cd", "my", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("- 1\n- 2\n", "mine"), ("defaults: [nowhere]\n", "nowhere"), ("name: ${nowhere}\n", "nowhere")],
+)
+def test_an_impossible_yaml_of_the_user_is_refused(sftc, text, says):
+    Path("my/model").mkdir(parents=True)
+    Path("my/model/mine.yaml").write_text(text)
+    code, _, err = sftc("train", "-cd", "my", "model=mine")
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
 
 
 def test_a_mistyped_key_in_an_experiment_is_found(sftc):
@@ -375,9 +385,7 @@ def test_every_option_we_ship_composes_also_with_smoke(group, option):
 # -- sweeps -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "args", [["-m", "seed=0,1,2"], ["seed=0,1,2", "-m"], ["epochs=1", "-m", "seed=range(3)"]]
-)
+@pytest.mark.parametrize("args", [["-m", "seed=0,1,2"], ["seed=0,1,2", "-m"], ["epochs=1", "-m", "seed=range(3)"]])
 def test_a_sweep_ends_with_one_table(sftc, build, args):
     code, out, _ = sftc("train", *args)
     assert code == 0
@@ -443,6 +451,27 @@ def test_every_value_of_a_sweep_is_checked_before_the_first_job(sftc, build):
     assert code == 2
     assert "model.input_size=0" in err
     assert not build.jobs
+
+
+def test_a_pattern_finds_options_and_no_shared_parts(sftc, build):
+    assert sftc("train", "-m", "model=glob(*)", "seed=0")[0] == 0
+    assert [cfg["model"]["name"] for cfg in build.jobs] == ["mlp", "simple_cnn"]
+    code, _, err = sftc("train", "-m", "model=glob(x*)")
+    assert code == 2
+    assert "fits no option (one of: mlp, simple_cnn)" in err
+
+
+def test_terms_are_taken_away_in_a_sweep_too(sftc, build):
+    args = ["~strategy.terms.soft", "+strategy.terms.hint.weight=2", "seed=0,1"]
+    assert sftc("train", "-m", "strategy=kd", *args)[0] == 0
+    assert build.jobs[1]["strategy"]["terms"] == {"hint": {"weight": 2}}
+
+
+def test_a_file_in_the_way_of_the_outputs(sftc):
+    Path("outputs").write_text("")
+    code, _, err = sftc("train")
+    assert code == 2
+    assert "choose a folder with out=" in err
 
 
 def test_eval_sweeps_too(sftc, build):
@@ -546,14 +575,10 @@ train epohcs=1 | train epochs=x | train model=nothing | train +foo=1 | train -m 
 """
 
 
-@pytest.mark.parametrize(
-    "args", [line.split() for line in TORCHLESS.replace("\n", "|").strip("|").split("|")]
-)
+@pytest.mark.parametrize("args", [line.split() for line in TORCHLESS.replace("\n", "|").strip("|").split("|")])
 def test_torch_is_not_imported(args, tmp_path):
     code = f"import sys; from sftc.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout or done.stderr
 

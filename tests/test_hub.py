@@ -122,7 +122,7 @@ def test_keywords_reach_the_architecture_and_copies_work():
     ("family", "name", "change", "words"),
     [
         ("timm", "resnet81", {}, "not in timm; did you mean 'resnet"),
-        ("timm", "resnet18.a9_in1k", {}, "did you mean 'a1_in1k'"),
+        ("timm", "resnet18.a9_in1k", {}, r"did you mean 'a._in1k'\?"),
         ("timm", "hf-hub:me/mine", {}, "model.checkpoint=PATH"),
         ("timm", "test_vit", {"kwargs": {"widht": 3}}, "does not take"),
         ("timm", "test_vit", {"kwargs": {"num_classes": 3}}, "not yours to set"),
@@ -151,7 +151,7 @@ def test_without_weights_to_be_had(family, name, no_network, monkeypatch, tmp_pa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     start = time.perf_counter()
     for ask in (models.check, lambda node: models.build(node, out_dim=2, shape=(3, 32, 32))):
-        with pytest.raises(Refused, match="model.checkpoint=PATH"):
+        with pytest.raises(Refused, match=r"model\.checkpoint=PATH"):
             ask(spec(family, name, pretrained=True))
     models.check(spec(family, name, pretrained="auto"))
     model = models.build(spec(family, name, pretrained="auto"), out_dim=2, shape=(3, 32, 32))
@@ -162,7 +162,7 @@ def test_without_weights_to_be_had(family, name, no_network, monkeypatch, tmp_pa
 
 def test_an_architecture_nobody_trained(no_network):
     with pytest.raises(Refused, match="nobody published weights"):
-        models.check(spec("timm", "resnet10t.no", pretrained=True) | {"name": "convnext_atto_rms"})
+        models.check(spec("timm", "convnext_atto_rms", pretrained=True))
 
 
 def test_cached_weights_bring_their_size_and_colours(cached, no_network):
@@ -174,9 +174,7 @@ def test_cached_weights_bring_their_size_and_colours(cached, no_network):
     own = model.net.state_dict()
     assert torch.equal(own["layer1.0.conv1.weight"], stored["layer1.0.conv1.weight"])
     assert own["fc.weight"].shape == (7, stored["fc.weight"].shape[1])
-    small = models.build(
-        spec("timm", "test_resnet", pretrained="auto", input_size=32), out_dim=7, shape=(1, 28, 28)
-    )
+    small = models.build(spec("timm", "test_resnet", pretrained="auto", input_size=32), out_dim=7, shape=(1, 28, 28))
     assert small.facts["input_size"] == 32
     assert torch.equal(small.net.state_dict()["conv1.0.weight"], stored["conv1.0.weight"])
 

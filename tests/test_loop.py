@@ -134,7 +134,7 @@ def test_what_is_not_finite_is_named_and_all_before_it_is_saved(where, tmp_path)
     if where == "gradient":
         assert "gradient of net.fc1.0.weight" in text
     else:
-        named = int(text.split("rows ")[1].split(";")[0])
+        named = int(text.split("rows ")[1].split()[0])
         assert named in rows.tolist()
     state = home.run.checkpoint()
     assert state is not None and state["step"] == 4

@@ -88,9 +88,7 @@ def test_log_softmax_makes_nll_the_cross_entropy(spec):
     plain = models.build(spec, out_dim=3, shape=(1, 8, 8))
     ending = models.build(spec | {"log_softmax": True}, out_dim=3, shape=(1, 8, 8))
     ending.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(
-        F.nll_loss(ending(pictures), target), F.cross_entropy(plain(pictures), target)
-    )
+    torch.testing.assert_close(F.nll_loss(ending(pictures), target), F.cross_entropy(plain(pictures), target))
 
 
 def test_the_least_input_is_eight_pixels():

@@ -104,8 +104,6 @@ class Lab:
         self._open = open
         self._fork = fork
 
-    # -- models and runs --------------------------------------------------------------------------------------------
-
     def model(self) -> nn.Module:
         """A fresh model; its first weights are a function of the run's seed alone."""
         with torch.random.fork_rng(devices=[]):
@@ -137,8 +135,6 @@ class Lab:
         """A finished run as a live, frozen teacher."""
         return Live(self.open(run).restore(), self.device, taps)
 
-    # -- data -------------------------------------------------------------------------------------------------------
-
     def source(self, split: str, *, train: bool = False, rows: Tensor | None = None) -> Source:
         s = self.settings
         return self.data.source(
@@ -150,8 +146,6 @@ class Lab:
             rows=rows,
             free_bytes=self.device.free_bytes(),
         )
-
-    # -- training ---------------------------------------------------------------------------------------------------
 
     def learner(self, student: nn.Module, **more: Any) -> Learner:
         """A learner of this lab's task, with the penalties of its config."""
@@ -257,8 +251,6 @@ class Lab:
     def _log(self, row: dict[str, Any]) -> None:
         self.run.log(row)
         self.watch.row(row)
-
-    # -- results ----------------------------------------------------------------------------------------------------
 
     def predict(self, model: nn.Module, split: str, rows: Tensor | None = None, meter: Any = None) -> Predictions:
         return loop.predict(model, self.source(split, rows=rows), self.task, self.device, meter)

@@ -19,10 +19,8 @@ def _number(value: Any) -> str:
 def scores(result: dict[str, Any]) -> Table:
     """Best and last weights on validation and test, a line per metric."""
     best, last = result["best"], result["last"]
-    title = (
-        f"best: epoch {best['epoch'] + 1}, chosen on validation by {result['monitor']}; last: epoch {last['epoch'] + 1}"
-    )
-    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    chosen = f"best: epoch {best['epoch'] + 1}, chosen on validation by {result['monitor']}"
+    table = Table(title=f"{chosen}; last: epoch {last['epoch'] + 1}", box=None, pad_edge=False, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for name in ("val best", "test best", "val last", "test last"):
         table.add_column(name, justify="right", no_wrap=True)

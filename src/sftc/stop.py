@@ -1,7 +1,7 @@
 """What may end a run before its story does: SIGINT, SIGTERM, the clock.
 
-While a fit polls, a signal waits for the end of the step, so that the state is whole when it is saved. Anywhere else (data
-being read, a model being built) there is nothing to save, and it ends the run at once. So does a second signal.
+While a fit polls, a signal waits for the end of the step, so that the state is whole when it is saved. Anywhere else
+(data being read, a model being built) there is nothing to save, and it ends the run at once. So does a second signal.
 """
 
 from __future__ import annotations

@@ -141,8 +141,6 @@ class Run:
             raise Refused(f"{run.path} is not a run folder: it has no config.yaml{_inside(run.path)}")
         return run
 
-    # -- what it is -------------------------------------------------------------------------------------------------
-
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config, plain types. Raises Refused: it is damaged, newer than this version, or interpolates."""
@@ -212,8 +210,6 @@ class Run:
             raise Refused(f"{path} should hold an object of keys and values")
         return value
 
-    # -- metrics ----------------------------------------------------------------------------------------------------
-
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as f:
@@ -234,8 +230,6 @@ class Run:
             kept = [r for r in self.rows() if r.get("step", 0) <= step]
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
-    # -- weights, predictions, rows ---------------------------------------------------------------------------------
-
     def write_weights(self, name: str, state: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
         """`name` is model (best on validation) or last."""
         write_tensors(self.path / f"{name}.safetensors", state, meta)
@@ -245,7 +239,7 @@ class Run:
         if not path.is_file():
             state = self.status.get("state")
             raise Refused(
-                f"run {self.path} has no {path.name} (state {state}); finish it: sftc train resume={self.path}"
+                f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}"
             )
         return read_tensors(path)
 
@@ -274,8 +268,6 @@ class Run:
     def rows_meta(self) -> dict[str, str]:
         path = self.path / "rows.safetensors"
         return read_meta(path) if path.is_file() else {}
-
-    # -- the state of a fit -----------------------------------------------------------------------------------------
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """checkpoint/last.pt: plain types and tensors only, so that `weights_only` reads it."""

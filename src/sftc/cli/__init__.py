@@ -83,8 +83,11 @@ def _dispatch(command: str, args: list[str]) -> int:
 
 def _run(command: str, line: Line, dirs: list[Path]) -> int:
     """Check every job of the line, then hand it to Hydra."""
-    from sftc.cli import compose, sweep
+    from sftc.cli import compose, explain, sweep, variants
 
+    if line.sweep:
+        with explain.refusing(command, line.overrides, dirs):
+            line.overrides = variants.spelled_out(line.overrides, conf.groups(dirs))
     if "--info" not in line.flags:
         compose.check_all(command, line.overrides, dirs, line.sweep)
     if not line.sweep:

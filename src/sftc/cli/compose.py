@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from sftc import schema
-from sftc.cli import conf, explain
+from sftc.cli import conf, explain, variants
 from sftc.errors import Refused
 
 
@@ -64,9 +60,7 @@ def checked(command: str, cfg: DictConfig, choices: Mapping[str, str], dirs: lis
         raise Refused(f"{_unread(unknown[0], chosen, dirs, keys)} (sftc {command} --help lists every key)")
     values = keys.check(values)
     if removed := keys.removed(values):
-        raise Refused(
-            f"~{removed[0]}: a declared key cannot be taken away; give it a value (sftc {command} --help)"
-        )
+        raise Refused(f"~{removed[0]}: a declared key cannot be taken away; give it a value (sftc {command} --help)")
     absent = dict.fromkeys(group for group, option in chosen.items() if option is None)  # `- data: null`
     return Config({**absent, **values}, chosen, keys)
 
@@ -77,34 +71,25 @@ def check_all(command: str, overrides: list[str], dirs: list[Path], sweep: bool)
     In a sweep every combination of group options is composed, each with every value of the other keys at
     least once: which keys exist depends on the options alone, whether a value is allowed on the value alone.
     """
-    first, job = None, overrides
-    try:
-        with composer(dirs, command) as compose:
-            for job in _variants(overrides, conf.groups(dirs)) if sweep else [overrides]:
+    jobs = variants.jobs(overrides, conf.groups(dirs)) if sweep else [overrides]
+    first = None
+    with composer(dirs, command) as compose:
+        for job in jobs:
+            with explain.refusing(command, job, dirs):
                 cfg = compose(job)
                 config = checked(command, cfg, cfg.hydra.runtime.choices, dirs)
                 first = first or config
-    except Exception as error:
-        if (refused := explain.refusal(error, command, job, dirs)) is None or refused is error:
-            raise
-        raise refused from error
     assert first is not None
     return first
 
 
 def shown(command: str, overrides: list[str], dirs: list[Path]) -> tuple[dict[str, Any], conf.Choices]:
     """Values and options as `--help` shows them: unchecked, since something may still be missing."""
-    try:
-        with composer(dirs, command) as compose:
-            cfg = compose(overrides)
-            values: Any = OmegaConf.to_container(_own(cfg))
-            return values, {
-                group: cfg.hydra.runtime.choices.get(group) for group in _places(dirs, command, cfg)
-            }
-    except Exception as error:
-        if (refused := explain.refusal(error, command, overrides, dirs)) is None:
-            raise
-        raise refused from error
+    with explain.refusing(command, overrides, dirs), composer(dirs, command) as compose:
+        cfg = compose(overrides)
+        values: Any = OmegaConf.to_container(_own(cfg))
+        places = _places(dirs, command, cfg)
+    return values, {place: cfg.hydra.runtime.choices.get(place) for place in places}
 
 
 def _places(dirs: list[Path], command: str, cfg: DictConfig) -> list[str]:
@@ -120,34 +105,7 @@ def _own(cfg: DictConfig) -> DictConfig:
 
 def source_dirs(hydra: Any) -> list[Path]:
     """The directories a running job's YAML came from, as Hydra recorded them."""
-    sources = [s for s in hydra.runtime.config_sources if s.schema == "file" and s.path]
-    return [Path(urlparse(s.path).path if "://" in s.path else s.path) for s in sources]
-
-
-def _variants(overrides: list[str], groups: Mapping[str, Mapping[str, Path]]) -> Iterator[list[str]]:
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    options = [_values(o, groups) for o in parsed if o.key_or_group in groups]
-    others = [_values(o, groups) for o in parsed if o.key_or_group not in groups]
-    rounds = max((len(values) for values in others), default=1)
-    for choice in product(*options):
-        for i in range(rounds):
-            yield [*choice, *(values[i % len(values)] for values in others)]
-
-
-def _values(override: Override, groups: Mapping[str, Mapping[str, Path]]) -> list[str]:
-    """The overrides one argument of a sweep stands for. Of a range or an interval the two ends are enough."""
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    key, value = override.get_key_element(), override.value()
-    if isinstance(value, Glob):
-        return [f"{key}={name}" for name in value.filter(list(groups.get(override.key_or_group, ())))]
-    if not override.is_discrete_sweep():
-        return [f"{key}={schema.shown(end)}" for end in (value.start, value.end)]  # type: ignore[union-attr]
-    texts = list(override.sweep_string_iterator())
-    return [
-        f"{key}={text}"
-        for text in (texts[:: max(1, len(texts) - 1)] if isinstance(value, RangeSweep) else texts)
-    ]
+    return [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file" and s.path]
 
 
 def _unread(path: str, choices: Mapping[str, str], dirs: list[Path], keys: schema.Keys) -> str:

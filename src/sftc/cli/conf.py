@@ -58,9 +58,7 @@ def about(file: Path, group: str) -> tuple[str, str]:
 
 def default_choices(dirs: list[Path], command: str) -> Choices:
     """The options a command starts from: its defaults list. A group without a default maps to "null"."""
-    return {
-        group.split(" ")[-1].strip("/"): option for group, option in _defaults(_file(dirs, command)) if group
-    }
+    return {group.split(" ")[-1].strip("/"): option for group, option in _defaults(_file(dirs, command)) if group}
 
 
 def choices(dirs: list[Path], command: str, overrides: Iterable[str]) -> Choices:
@@ -124,7 +122,5 @@ def _defaults(file: Path) -> list[tuple[str, str]]:
 def _file(dirs: list[Path], command: str) -> Path:
     file = find(dirs, command)
     if file is None:
-        raise Refused(
-            f"{dirs[0]} holds no {command}.yaml{nearest(command, (f.stem for f in dirs[0].glob('*.yaml')))}"
-        )
+        raise Refused(f"{dirs[0]} holds no {command}.yaml{nearest(command, (f.stem for f in dirs[0].glob('*.yaml')))}")
     return file

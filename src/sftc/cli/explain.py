@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -29,25 +31,26 @@ def line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     text = " ".join(str(error).split())
-    return (
-        text if isinstance(error, Refused | Stopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
-    )
+    return text if isinstance(error, Refused | Stopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def refusal(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> Refused | None:
-    """What Hydra, OmegaConf or YAML said, so that a user understands it; None: it was another error."""
+@contextmanager
+def refusing(command: str, overrides: list[str], dirs: list[Path]) -> Iterator[None]:
+    """What Hydra, OmegaConf or YAML say against a command line becomes a `Refused` that a user understands."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    cause = error.__cause__ or error.__context__
-    for told in (error, cause):
-        if isinstance(told, Refused):
-            return told
-        if isinstance(told, yaml.MarkedYAMLError):
-            return Refused(syntax_error(told))
-    if isinstance(error, HydraException):
-        return Refused(_composition(error, command, overrides, dirs))
-    return Refused(_first_line(error)) if isinstance(error, OmegaConfBaseException) else None
+    try:
+        yield
+    except HydraException as error:
+        broken = error.__cause__ or error.__context__
+        if isinstance(broken, yaml.MarkedYAMLError):
+            raise Refused(syntax_error(broken)) from error
+        raise Refused(_composition(error, command, overrides, dirs)) from error
+    except yaml.MarkedYAMLError as error:
+        raise Refused(syntax_error(error)) from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise Refused(_first_line(error)) from error
 
 
 def _composition(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> str:
@@ -81,9 +84,7 @@ def _missing_file(error: Exception) -> str:
         return f"there is no {group}={name}{nearest(name, options)} (one of: {', '.join(options)}{extra})"
     if not group or not options:
         return f"a config asks for '{group and group + '/'}{name}', which is not there"
-    return (
-        f"there is no {group}={name}{nearest(name, options)} (one of: {', '.join(options)}; sftc ls {group})"
-    )
+    return f"there is no {group}={name}{nearest(name, options)} (one of: {', '.join(options)}; sftc ls {group})"
 
 
 def _unparsed(override: str, text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from itertools import chain, count
 from pathlib import Path
 
 from sftc.errors import Refused
@@ -42,9 +41,13 @@ def reserved(name: str) -> Iterator[Path]:
 
 
 def _make(day: Path, name: str) -> Path:
-    for suffix in chain([""], (f"-{i}" for i in count(2))):
-        # FileNotFoundError: another refused run took the empty day away in between
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
-            (day / f"{name}{suffix}").mkdir(parents=True)
-            return day / f"{name}{suffix}"
-    raise AssertionError("count() ended")
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = day / f"{name}{suffix}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except (FileExistsError, FileNotFoundError):  # another run has it, or took its own empty day away just now
+            continue
+        except OSError as error:
+            raise Refused(f"{path} cannot be made ({error.strerror}); choose a folder with out=") from None
+    raise Refused(f"{day} cannot take another run; choose a folder with out=")

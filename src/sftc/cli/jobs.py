@@ -78,9 +78,16 @@ def _work(command: str, values: dict[str, Any], out: Path | None, overrides: lis
     build = importlib.import_module("sftc.build")  # the first import of torch
     if command == "train":
         build.check(values)
-        return build.train(values, out, overrides, shlex.join(["sftc", command, *overrides]))
+        return build.train(values, out, overrides, _command(command, overrides))
     {"eval": build.evaluate, "export": build.export}[command](values)
     return None
+
+
+def _command(command: str, overrides: list[str]) -> str:
+    """What to type for this job alone."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [part for s in sources if s.provider == "command-line" for part in ("--config-dir", s.path)]
+    return shlex.join(["sftc", command, *overrides, *own])
 
 
 def _out(config: compose.Config, stack: ExitStack) -> Path:
@@ -114,9 +121,7 @@ def _trace(error: BaseException) -> None:
         traceback.print_exception(error)
 
 
-def _record(
-    out: Path, overrides: list[str], value: float | None, error: BaseException | None, code: int
-) -> None:
+def _record(out: Path, overrides: list[str], value: float | None, error: BaseException | None, code: int) -> None:
     """Add what the sweep's table needs to the job's status.json; what the run itself wrote there stays."""
     path = out / "status.json"
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

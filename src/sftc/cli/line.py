@@ -44,17 +44,11 @@ class Line:
 
     def value(self, key: str) -> str | None:
         """The last value given to `key`, as typed."""
-        return next(
-            (o.partition("=")[2] for o in reversed(self.overrides) if o.partition("=")[0] == key), None
-        )
+        return next((o.partition("=")[2] for o in reversed(self.overrides) if o.partition("=")[0] == key), None)
 
     def argv(self) -> list[str]:
         """Overrides first, flags last: Hydra 1.3 refuses `k=v -m k=v`."""
-        flags = [
-            part
-            for name, value in self.flags.items()
-            for part in ([name] if value is None else [name, value])
-        ]
+        flags = [part for name, value in self.flags.items() for part in ([name] if value is None else [name, value])]
         return [*self.overrides, *flags]
 
 
@@ -97,6 +91,4 @@ def _consistent(line: Line) -> None:
     if line.sweep and line.shows:
         raise Refused("-m runs jobs; leave it out to show a config")
     if line.flags.get("--cfg") not in (None, "job", "hydra", "all"):
-        raise Refused(
-            f"--cfg is one of job, hydra, all{nearest(str(line.flags['--cfg']), ['job', 'hydra', 'all'])}"
-        )
+        raise Refused(f"--cfg is one of job, hydra, all{nearest(str(line.flags['--cfg']), ['job', 'hydra', 'all'])}")

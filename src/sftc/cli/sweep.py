@@ -48,10 +48,7 @@ def report(path: Path) -> int:
     failed = sum(code != 0 for _, code in ends)
     print(f"\nsweep {path}: {len(jobs)} jobs, {failed} failed")
     for row in rows:
-        print(
-            "  "
-            + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip()
-        )
+        print("  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip())
     return 1 if failed else 0
 
 

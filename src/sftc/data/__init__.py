@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from sftc.data import bundled, folder, vision
+from sftc.data import bundled, classics, folder
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
 from sftc.data.split import Raw, chosen, splits, weights
@@ -42,10 +42,10 @@ class Reader:
 READERS = {
     "digits": Reader(bundled.digits),
     "diabetes": Reader(bundled.diabetes, "values", images=False),
-    "mnist": Reader(vision.mnist, locate=vision.locate_mnist),
-    "fashion_mnist": Reader(vision.fashion_mnist, locate=vision.locate_fashion),
-    "cifar10": Reader(vision.cifar10, locate=vision.locate_cifar),
-    "cifar100": Reader(vision.cifar100, locate=vision.locate_cifar100),
+    "mnist": Reader(classics.mnist, locate=classics.locate_mnist),
+    "fashion_mnist": Reader(classics.fashion_mnist, locate=classics.locate_fashion),
+    "cifar10": Reader(classics.cifar10, locate=classics.locate_cifar),
+    "cifar100": Reader(classics.cifar100, locate=classics.locate_cifar100),
     "image_folder": Reader(folder.image_folder, locate=folder.locate),
     "fake": Reader(bundled.fake, None),
 }

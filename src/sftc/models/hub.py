@@ -41,9 +41,7 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Visi
     if len(shape) == 1:
         raise Refused(f"model.name={name} reads pictures, the data has rows of numbers; use model=mlp")
     if shape[0] not in (1, 3):
-        raise Refused(
-            f"model.name={name} reads grey or RGB, the data has {shape[0]} channels; use model=simple_cnn"
-        )
+        raise Refused(f"model.name={name} reads grey or RGB, the data has {shape[0]} channels; use model=simple_cnn")
     card = source.card(name)
     file, said = _published(spec, source)
     # With pretrained=true a checkpoint stands in for the published weights: same size, same colours.
@@ -93,9 +91,7 @@ def _published(spec: Mapping[str, Any], source: ModuleType) -> tuple[Any, str]:
 
 
 def _no_weights(name: str, error: Exception) -> Refused:
-    return Refused(
-        f"model.pretrained=true: {error}; give model.checkpoint=PATH, or pretrained=auto for a fresh {name}"
-    )
+    return Refused(f"model.pretrained=true: {error}; give model.checkpoint=PATH, or pretrained=auto for a fresh {name}")
 
 
 def _keywords(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,7 @@ def check(name: str) -> None:
     tags = [full.partition(".")[2] for full in timm.list_pretrained(arch)]
     if tag and tag not in tags:
         listed = ", ".join(tags) or "none"
-        raise Refused(
-            f"model.name={name}: {arch} has no weights '{tag}'{nearest(tag, tags)} (there are: {listed})"
-        )
+        raise Refused(f"model.name={name}: {arch} has no weights '{tag}'{nearest(tag, tags)} (there are: {listed})")
 
 
 def card(name: str) -> Card:
@@ -49,9 +47,7 @@ def card(name: str) -> Card:
     return Card(config.input_size[-1], list(config.mean), list(config.std), bool(config.fixed_input_size))
 
 
-def make(
-    name: str, out_dim: int, size: int | None, keys: dict[str, Any], file: Path | None = None
-) -> nn.Module:
+def make(name: str, out_dim: int, size: int | None, keys: dict[str, Any], file: Path | None = None) -> nn.Module:
     """The net with `out_dim` logits, for pictures of `size` pixels, with the weights in `file` if given.
 
     Raises:

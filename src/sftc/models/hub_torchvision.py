@@ -32,9 +32,7 @@ def check(name: str) -> None:
     """
     names = tv.list_models(module=torchvision.models)
     if name not in names:
-        raise Refused(
-            f"model.name={name} is not in torchvision{nearest(name, names)} (one of: {', '.join(names)})"
-        )
+        raise Refused(f"model.name={name} is not in torchvision{nearest(name, names)} (one of: {', '.join(names)})")
 
 
 def card(name: str) -> Card:
@@ -50,9 +48,7 @@ def card(name: str) -> Card:
     return Card(recipe.crop_size[0], list(recipe.mean), list(recipe.std), fixed)
 
 
-def make(
-    name: str, out_dim: int, size: int | None, keys: dict[str, Any], file: Path | None = None
-) -> nn.Module:
+def make(name: str, out_dim: int, size: int | None, keys: dict[str, Any], file: Path | None = None) -> nn.Module:
     """The net with `out_dim` logits, for pictures of `size` pixels, with the weights in `file` if given.
 
     Raises:
@@ -96,9 +92,7 @@ def _fill(net: nn.Module, file: Path) -> None:
         raise Unavailable(str(error)) from None
     other = {key.rpartition(".")[0] for key in report["shape_mismatch"]}
     if len(other) > 1:  # not the head alone: position embeddings
-        raise Unavailable(
-            f"{file.name} fits only the picture size it was trained on, for {', '.join(sorted(other))}"
-        )
+        raise Unavailable(f"{file.name} fits only the picture size it was trained on, for {', '.join(sorted(other))}")
 
 
 def _best(name: str) -> Any:

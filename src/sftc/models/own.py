@@ -95,9 +95,7 @@ def check(spec: Mapping[str, Any]) -> None:
         if key == "dropout" and not 0 <= value < 1:
             raise Refused(f"model.dropout={value} must lie in [0, 1)")
     if keys.pretrained(spec) == "true" and not spec.get("checkpoint"):
-        raise Refused(
-            f"model.pretrained=true: nobody published weights for {family}; give model.checkpoint=PATH"
-        )
+        raise Refused(f"model.pretrained=true: nobody published weights for {family}; give model.checkpoint=PATH")
 
 
 def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Vision:

@@ -47,9 +47,7 @@ class Tapped:
             raise Refused(f"tap '{path}' is no module of the model{nearest(path, modules)}")
         home = modules[path]
 
-        def hook(
-            module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...] | list[Tensor]
-        ) -> None:
+        def hook(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...] | list[Tensor]) -> None:
             if module is home:
                 self._seen[path] = output if isinstance(output, Tensor) else output[0]
 
@@ -147,9 +145,7 @@ def keep_first(source: nn.Module, target: nn.Module, n: int) -> nn.Module:
         if homes[key] >= n:
             continue
         if key not in take or take[key].shape != value.shape:
-            raise Refused(
-                f"keep_first={n}: the target has no {key} of shape {list(value.shape)}; are they alike?"
-            )
+            raise Refused(f"keep_first={n}: the target has no {key} of shape {list(value.shape)}; are they alike?")
         take[key].copy_(value)
     return target
 
@@ -161,9 +157,7 @@ def in_range(n: int, count: int, what: str) -> None:
         Refused: naming how many blocks there are.
     """
     if not 1 <= n < count:
-        raise Refused(
-            f"{what}={n} must lie in 1..{count - 1}: the model has {count} blocks, the last is its head"
-        )
+        raise Refused(f"{what}={n} must lie in 1..{count - 1}: the model has {count} blocks, the last is its head")
 
 
 def train_mode(model: nn.Module) -> nn.Module:

@@ -30,9 +30,7 @@ class Prepare(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, channels: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, channels: int, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for key, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):

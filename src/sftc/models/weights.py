@@ -66,9 +66,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    )
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise Refused(f"model.checkpoint={path} holds no tensors by name; save model.state_dict() there")
     return tensors
@@ -120,9 +118,7 @@ def from_hub(repo: str, filename: str | None, download: bool) -> Path | None:
             return Path(cached)
     # The hub's client would try for most of a minute before it says so.
     if hub.constants.HF_HUB_OFFLINE or not reachable(hub.constants.ENDPOINT):
-        raise Unavailable(
-            f"{repo} is not in the local cache and {_host(hub.constants.ENDPOINT)} cannot be reached"
-        )
+        raise Unavailable(f"{repo} is not in the local cache and {_host(hub.constants.ENDPOINT)} cannot be reached")
     if not download:
         return None
     problem: Exception | None = None
@@ -198,16 +194,18 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _pickle(file: Path) -> Any:
+    with file.open("rb") as opened:
+        start = opened.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # torch's format, and the one before it
+        raise Refused(f"model.checkpoint={file} is damaged or no weight file")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+    except Exception as error:  # torch raises half a dozen kinds for a torn file
+        if isinstance(error, pickle.UnpicklingError) and "weights only" in str(error).lower():
             raise Refused(
                 f"model.checkpoint={file} holds more than tensors, and opening it could run code; "
                 "save model.state_dict() alone"
             ) from error
-        raise Refused(f"model.checkpoint={file} is damaged or no weight file ({line(error)})") from error
-    except Exception as error:  # torch raises half a dozen kinds for a torn file
         raise Refused(f"model.checkpoint={file} is damaged or no weight file ({line(error)})") from error
 
 

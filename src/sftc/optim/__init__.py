@@ -13,9 +13,7 @@ from sftc.optim.optimizers import optimizer
 from sftc.optim.schedules import Schedule, schedule
 
 
-def check(
-    optim_spec: Mapping[str, Any], schedule_spec: Mapping[str, Any], finetune_spec: Mapping[str, Any]
-) -> None:
+def check(optim_spec: Mapping[str, Any], schedule_spec: Mapping[str, Any], finetune_spec: Mapping[str, Any]) -> None:
     """Find what is wrong with the three nodes before any data is read, by two updates of a toy model.
 
     Raises:

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from sftc.errors import Refused, choose
 from sftc.models import surgery
 
-Rates = Callable[
-    [int], list[float]
-]  # number of blocks -> a multiple of the rate for each; 0: frozen for good
+Rates = Callable[[int], list[float]]  # number of blocks -> a multiple of the rate for each; 0: frozen for good
 Awake = Callable[[int, int], int]  # epoch, number of blocks -> how many of them move, counted from the head
 
 

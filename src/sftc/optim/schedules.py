@@ -124,6 +124,7 @@ class OneCycle:
             final_div_factor=final_div_factor,
             cycle_momentum=False,
         )
+        self.torch.optimizer.step()  # of nothing: torch warns of schedulers that step before their optimizer has
 
     def factor(self, update: int) -> float:
         while self.torch.last_epoch < min(update, self.torch.total_steps - 1):
@@ -190,6 +191,4 @@ def _steps(every: float, gamma: float) -> Callable[[int], float]:
 
 def _shadow() -> torch.optim.Optimizer:
     """An optimizer of nothing with rate one: a place where torch's schedulers can keep a factor."""
-    shadow = torch.optim.SGD([nn.Parameter(torch.zeros(1, device="cpu"))], lr=1.0)
-    shadow.step()  # torch warns of schedulers that step before their optimizer has
-    return shadow
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1, device="cpu"))], lr=1.0)

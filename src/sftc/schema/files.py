@@ -17,19 +17,23 @@ _RESERVED = ("defaults", "hydra")  # Hydra's own keys at the top of a file
 
 
 @cache
-def read(file: Path, package: str = "") -> Keys:
+def read(file: Path, package: str = "", strict: bool = False) -> Keys:
     """The keys one YAML file declares, below `package`; what its defaults list names is not followed.
 
     Raises:
-        Refused: the file is no YAML, naming its line.
-        ValueError: a comment states no known rule.
+        Refused: the file is no YAML, naming its line, or holds no keys.
+        ValueError: a comment states no rule and `strict` is on; else it is a remark, and the key takes anything.
     """
     text = file.read_text(encoding="utf-8")
     keys = Keys()
     root = parse(text, file)
-    if isinstance(root, yaml.MappingNode):
+    if not isinstance(root, yaml.MappingNode | None):
+        raise Refused(f"{file} holds no `key: value` lines")
+    if root is not None:
         root.value = [(key, value) for key, value in root.value if key.value not in _RESERVED]
         _collect(root, text.splitlines(), file, f"{package}." if package else "", keys)
+    if strict and (silent := next((spec for spec in keys.specs.values() if not spec.stated), None)):
+        raise ValueError(f"{file}: the comment beside {silent.path} is no `RULE: description`")
     return keys
 
 
@@ -97,14 +101,11 @@ def _comment(lines: list[str], key: yaml.Node, value: yaml.Node) -> str:
 
 
 def _spec(path: str, value: yaml.Node, comment: str, file: Path) -> Spec:
-    default = _written(value)
-    if not comment:
-        return Spec(path, default, "any", "", file)
     rule, _, about = (part.strip() for part in comment.partition(":"))
     try:
-        return Spec(path, default, rule, about, file, parse_rule(rule))
-    except ValueError as error:
-        raise ValueError(f"{file}, line {value.start_mark.line + 1}: {error}") from None
+        return Spec(path, _written(value), rule, about, file, parse_rule(rule), stated=True)
+    except ValueError:
+        return Spec(path, _written(value), "any", comment, file)
 
 
 def _written(node: yaml.Node) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Spec:
     about: str
     file: Path
     forms: tuple[Form, ...] = (Form("any"),)
+    stated: bool = False  # whether the file itself says the rule
 
     @property
     def fixed(self) -> bool:
@@ -66,11 +67,11 @@ class Keys:
     nodes: set[str] = field(default_factory=set)  # mappings that only hold other keys
 
     def update(self, other: Keys) -> None:
-        """Take over `other`'s keys; one that is only set again (no comment) keeps what was said about it."""
+        """Take over `other`'s keys; one that is only set again, without a rule, keeps what was said about it."""
         for path, spec in other.specs.items():
             known = self.specs.get(path)
-            if known is not None and spec.rule == "any" and not spec.about:
-                spec = Spec(path, spec.default, known.rule, known.about, spec.file, known.forms)
+            if known is not None and not spec.stated:
+                spec = replace(known, default=spec.default, file=spec.file)
             self.specs[path] = spec
         self.nodes |= other.nodes
 

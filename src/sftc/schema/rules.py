@@ -43,9 +43,7 @@ class Form:
                 return value is None
             case "choice":
                 return shown(value) in self.words
-            case "int" | "float" if isinstance(value, bool) or (
-                isinstance(value, float) and math.isnan(value)
-            ):
+            case "int" | "float" if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
                 return False
         return isinstance(value, _TYPES[self.kind]) and all(_COMPARE[op](value, n) for op, n in self.bounds)
 

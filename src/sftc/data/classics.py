@@ -37,7 +37,13 @@ _FASHION = [
     "bag",
     "ankle boot",
 ]
-_CIFAR = {"CIFAR10": ("cifar-10-batches-py", "data_batch_1"), "CIFAR100": ("cifar-100-python", "train")}
+_CIFAR = {
+    "CIFAR10": (
+        "cifar-10-batches-py",
+        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"],
+    ),
+    "CIFAR100": ("cifar-100-python", ["train", "test", "meta"]),
+}
 
 
 def locate_mnist(root: str | None, name: str = "MNIST") -> Path:
@@ -56,9 +62,10 @@ def locate_fashion(root: str | None) -> Path:
 
 def locate_cifar(root: str | None, name: str = "CIFAR10") -> Path:
     base = _given(root)
-    folder, file = _CIFAR[name]
-    if not (base / folder / file).is_file():
-        raise _missing(base, f"{folder}/{file}")
+    folder, files = _CIFAR[name]
+    for file in files:
+        if not (base / folder / file).is_file():
+            raise _missing(base, f"{folder}/{file}")
     return base
 
 
@@ -109,7 +116,7 @@ def _cifar(name: str, root: str | None, download: bool, locate: Callable) -> Raw
             # The files are pickles: torchvision opens them only if their checksums are the published ones.
             found = getattr(datasets, name)(where, train=train)
         except (RuntimeError, OSError) as error:
-            raise Refused(f"data.root={where}: {_line(error)}; data.download=true fetches {name} again") from None
+            raise Refused(f"data.root={where}: {_line(error)}; remove it and set data.download=true") from None
         images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
         return ArrayTable(images, torch.tensor(found.targets)), list(found.classes)
 
@@ -137,10 +144,10 @@ def _download(name: str, root: Path) -> None:
         fresh = tempfile.mkdtemp(prefix=".download-", dir=root)
         with _patience(), contextlib.redirect_stdout(sys.stderr):
             getattr(datasets, name)(fresh, download=True)
-        for item in Path(fresh).iterdir():
-            if not (root / item.name).exists():
-                with contextlib.suppress(FileExistsError):
-                    os.rename(item, root / item.name)
+        for file in [path for path in Path(fresh).rglob("*") if path.is_file()]:
+            place = root / file.relative_to(fresh)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
     except (OSError, RuntimeError, EOFError) as error:
         raise Refused(f"{name} could not be downloaded into {root}: {_line(error)}") from None
     finally:

@@ -63,12 +63,22 @@ def test_the_test_files_stay_unread_until_asked_for(tmp_path: Path, monkeypatch)
     assert any(file.startswith("t10k") for file in read)
 
 
-def test_a_torn_file_is_named(tmp_path: Path):
+def test_idx_files_are_read_as_torchvision_does(tmp_path: Path):
+    write_mnist(tmp_path / "MNIST" / "raw", zipped=False)
+    for train, split in ((True, "train"), (False, "test")):
+        theirs = datasets.MNIST(tmp_path, train=train)
+        table = data.build({"name": "mnist", "root": str(tmp_path)}).splits[split].table
+        assert torch.equal(table.read(torch.arange(60))[:, 0], theirs.data)
+        assert torch.equal(table.target, theirs.targets)
+
+
+@pytest.mark.parametrize(("zipped", "keep"), [(True, 500), (False, 500), (False, 3), (False, 0)])
+def test_a_torn_file_is_named(tmp_path: Path, zipped: bool, keep: int):
     folder = tmp_path / "MNIST" / "raw"
-    write_mnist(folder, zipped=True)
-    torn = folder / "train-images-idx3-ubyte.gz"
-    torn.write_bytes(torn.read_bytes()[:500])
-    with pytest.raises(Refused, match=r"train-images-idx3-ubyte\.gz is not a readable idx file"):
+    write_mnist(folder, zipped=zipped)
+    torn = next(folder.glob("train-images-idx3-ubyte*"))
+    torn.write_bytes(torn.read_bytes()[:keep])
+    with pytest.raises(Refused, match=r"train-images-idx3-ubyte\S* is no readable idx file"):
         data.build({"name": "mnist", "root": str(tmp_path)})
 
 

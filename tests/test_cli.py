@@ -417,6 +417,7 @@ def test_a_failing_job_neither_stops_nor_hides_the_others(sftc, build):
     assert "ZeroDivisionError: by zero" in table[1]
     assert "ZeroDivisionError" in Path("all/1/error.txt").read_text()
     assert not Path("all/0/error.txt").exists()
+    assert not Path("all/3/error.txt").exists()
     assert not Path("outputs").exists()
 
 
@@ -436,7 +437,7 @@ def test_a_signal_ends_the_sweep_and_tells_what_was_done(sftc, build):
     code, out, _ = sftc("train", "-m", "seed=0,1,2", "out=x")
     assert code == 143
     assert len(build.jobs) == 2
-    assert "2 jobs, 1 failed" in out
+    assert "2 jobs, 1 failed, 1 never started" in out
 
 
 def test_a_job_of_a_sweep_is_the_single_command(sftc, build):

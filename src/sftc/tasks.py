@@ -45,7 +45,7 @@ class Classification:
     ) -> None:
         self.classes = list(classes)
         self.out_dim = len(self.classes)
-        self.loss_name = _loss(loss, self.losses, "classes")
+        self.loss_name = fitting_loss(loss, "classes")
         self.smoothing = smoothing
         self.gamma = gamma
         self.class_weight = class_weight
@@ -120,7 +120,7 @@ class MultiLabel:
     ) -> None:
         self.classes = list(labels)
         self.out_dim = len(self.classes)
-        self.loss_name = _loss(loss, self.losses, "several labels a row")
+        self.loss_name = fitting_loss(loss, "labels")
         self.gamma = gamma
         self.class_weight = class_weight  # [L], weighs the positives as `BCEWithLogitsLoss(pos_weight=)` does
         self.monitor, self.maximize = _monitor(monitor, "f1", self.metrics)
@@ -194,7 +194,7 @@ class Regression:
         self.std = torch.ones(self.out_dim) if std is None else std.float()
         # A constant target has no spread to divide by.
         self.std = torch.where(self.std > 0, self.std, 1.0)
-        self.loss_name = _loss(loss, self.losses, "values")
+        self.loss_name = fitting_loss(loss, "values")
         self.delta = delta
         self.monitor, self.maximize = _monitor(monitor, "r2", self.metrics)
 
@@ -244,12 +244,12 @@ class Regression:
 TASKS = {"classes": Classification, "labels": MultiLabel, "values": Regression}
 
 
-def _loss(name: str, options: Sequence[str], kind: str) -> str:
-    if name == "auto":
-        return options[0]
-    if name not in options:
+def fitting_loss(name: str, kind: str) -> str:
+    """The loss of a kind of data; `auto` is its first. Raises Refused: it belongs to another kind."""
+    options = TASKS[kind].losses
+    if name != "auto" and name not in options:
         raise Refused(f"loss={name} does not fit data with {kind}; use loss={' or loss='.join(options)}")
-    return name
+    return options[0] if name == "auto" else name
 
 
 def _monitor(name: str, default: str, options: Sequence[str]) -> tuple[str, bool]:

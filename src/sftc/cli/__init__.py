@@ -94,13 +94,13 @@ def _run(command: str, line: Line, dirs: list[Path]) -> int:
         _may_resume(line)
         return _hydra(command, line)
     with sweep.place(line) as folder:
-        code = 1
+        code, planned = 1, variants.count(line.overrides) if line.value("hydra/sweeper") is None else 0
         try:
             code = _hydra(command, line, [f"hydra.sweep.dir={compose.quoted(str(folder))}"])
         except SystemExit as end:  # a signal: the jobs so far are still told
             code = int(end.code or 0)
         finally:
-            failed = sweep.report(folder)
+            failed = sweep.report(folder, planned)
     return code or failed
 
 

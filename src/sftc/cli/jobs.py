@@ -64,7 +64,8 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
         value = _work(command, config.values, out, overrides)
     except BaseException as error:  # one failing job neither stops nor hides the others
         failed = error
-        (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        if not isinstance(error, Stopped):
+            (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"sftc {command}: {explain.line(error)}", file=sys.stderr, flush=True)
         _trace(error)
     code = 0 if failed is None else explain.code(failed)

@@ -37,8 +37,8 @@ def place(line: Line) -> Iterator[Path]:
         yield folder.free(Path(out.strip("'\"")).expanduser())
 
 
-def report(path: Path) -> int:
-    """Print the table of a sweep and return its exit code: 1 if a job failed."""
+def report(path: Path, planned: int) -> int:
+    """Print the table of a sweep of `planned` jobs and return its exit code: 1 if one failed or never started."""
     jobs = sorted((p for p in path.glob("*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not jobs:
         return 0
@@ -46,10 +46,11 @@ def report(path: Path) -> int:
     rows = [("job", "overrides", "state", "metric", "error"), *(row for row, _ in ends)]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     failed = sum(code != 0 for _, code in ends)
-    print(f"\nsweep {path}: {len(jobs)} jobs, {failed} failed")
+    missing = max(0, planned - len(jobs))
+    print(f"\nsweep {path}: {len(jobs)} jobs, {failed} failed" + (f", {missing} never started" if missing else ""))
     for row in rows:
         print("  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip())
-    return 1 if failed else 0
+    return 1 if failed or missing else 0
 
 
 def _end(job: Path) -> tuple[tuple[str, ...], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
+from math import prod
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,14 @@ def jobs(overrides: list[str], groups: Groups) -> Iterator[list[str]]:
     for choice in product(*options):
         for i in range(rounds):
             yield [*choice, *(values[i % len(values)] for values in others)]
+
+
+def count(overrides: list[str]) -> int:
+    """How many jobs Hydra's own sweeper makes of a command line."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return prod(
+        sum(1 for _ in o.sweep_string_iterator()) for o in parsed if o.is_sweep_override() and o.is_discrete_sweep()
+    )
 
 
 def spelled_out(overrides: list[str], groups: Groups) -> list[str]:

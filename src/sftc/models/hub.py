@@ -22,7 +22,10 @@ def check(spec: Mapping[str, Any]) -> None:
     """
     source, name = library(spec["family"]), spec["name"]
     source.check(name)
-    size.shapes_only(source, name, source.card(name).size, _keywords(spec))
+    try:
+        size.shapes_only(source, name, source.card(name).size, _keywords(spec))
+    except (ValueError, RuntimeError, AssertionError, KeyError) as error:
+        raise Refused(f"model.name={name} cannot be built with these keys: {weights.line(error)}") from error
     if keys.pretrained(spec) == "true" and not spec.get("checkpoint"):
         try:
             source.locate(name, download=False)

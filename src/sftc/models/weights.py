@@ -36,7 +36,7 @@ NESTS = (
 PATIENCE = 5.0  # seconds to find out whether a server answers at all
 
 
-class Unavailable(Exception):  # noqa: N818
+class Unavailable(Exception):
     """Published weights that cannot be had, in one line."""
 
 

@@ -18,12 +18,8 @@ TORCH: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
 }
-TUNED = (
-    "momentum",
-    "nesterov",
-    "betas",
-    "eps",
-)  # keys that only some rules have; null leaves the rule's own default
+# Keys that only some rules have; null leaves the rule's own default.
+TUNED = ("momentum", "nesterov", "betas", "eps")
 
 
 def optimizer(spec: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -43,7 +39,7 @@ def optimizer(spec: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torc
     if asked.get("nesterov") and not asked.get("momentum"):
         raise Refused("optim.nesterov=true needs momentum; set optim.momentum=0.9 or optim.nesterov=false")
     if "betas" in asked:
-        asked["betas"] = _betas(asked["betas"], len(_default(taken, "betas", (0.9, 0.999))))
+        asked["betas"] = _betas(asked["betas"], len(taken["betas"].default))
     common = {"lr": spec["lr"], "weight_decay": spec.get("weight_decay") or 0.0}
     built = _construct(name, list(groups), common | asked)
     for group in built.param_groups:
@@ -55,10 +51,8 @@ def _construct(name: str, groups: list[dict[str, Any]], keys: dict[str, Any]) ->
     try:
         if name in TORCH:
             return TORCH[name](groups, **keys)
-        from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
-
         # timm fills in a momentum of its own unless told; what is asked for arrives through the keywords.
-        return create_optimizer_v2(groups, opt=name, **keys)
+        return _timm().create_optimizer_v2(groups, opt=name, **keys)
     except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
         raise Refused(f"optim.name={name}: {str(error).strip().splitlines()[0]}") from error
 
@@ -78,22 +72,23 @@ def _takes(name: str) -> Mapping[str, Any]:
 
 
 def _from_timm(name: str) -> Any:
-    from timm.optim import (  # pyright: ignore[reportPrivateImportUsage]
-        get_optimizer_class,
-        get_optimizer_info,
-        list_optimizers,
-    )
-
+    rules = _timm()
     ahead, _, rule = name.rpartition("_")
-    known = [str(one) for one in list_optimizers()]
+    known = [str(one) for one in rules.list_optimizers()]
     if ahead not in ("", "lookahead") or rule not in known:
         raise Refused(f"optim.name={name} is in neither torch nor timm{nearest(rule, known)}")
-    if get_optimizer_info(rule).second_order:
+    if rules.get_optimizer_info(rule).second_order:
         raise Refused(f"optim.name={name} needs second derivatives, which are not computed here")
     try:
-        return get_optimizer_class(rule, bind_defaults=False)
+        return rules.get_optimizer_class(rule, bind_defaults=False)
     except (ImportError, AssertionError) as error:
         raise Refused(f"optim.name={name} is not available here: {error}") from error
+
+
+def _timm() -> Any:
+    import timm.optim
+
+    return timm.optim  # Any: it does not declare what it exports
 
 
 def _betas(values: Any, count: int) -> tuple[float, ...]:
@@ -101,8 +96,3 @@ def _betas(values: Any, count: int) -> tuple[float, ...]:
     if not fine or not all(isinstance(b, int | float) and math.isfinite(b) and 0 <= b < 1 for b in values):
         raise Refused(f"optim.betas={values} must be {count} numbers in [0, 1)")
     return tuple(float(b) for b in values)
-
-
-def _default(taken: Mapping[str, Any], key: str, otherwise: Any) -> Any:
-    value = taken[key].default
-    return value if isinstance(value, tuple) else otherwise

@@ -1,0 +1,154 @@
+"""Commands below the command line: what they write, what they refuse, and that the folder alone is enough."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from problems import SMALL, config
+from safetensors import safe_open
+
+from sftc import build
+from sftc.errors import Refused, Stopped
+from sftc.store import Run
+
+
+def train(out, *overrides):
+    cfg = config(*SMALL, *overrides)
+    build.check(cfg)
+    build.train(cfg, out, list(overrides), "sftc train ...")
+    return Run.open(out)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("done") / "run", "model=simple_cnn", "data.classes=[1,3,5]")
+
+
+def evaluated(run, capsys, **more):
+    build.evaluate({**config(f"run={run.path}", "quiet=true", command="eval"), **more})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    return {line[0]: line[1:] for line in lines if line}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_eval_reproduces_what_the_run_stored(done, split, capsys):
+    shown = evaluated(done, capsys, split=split)
+    assert shown.keys() == done.result[split].keys()
+    for name, (now, stored) in shown.items():
+        assert now == stored == f"{done.result[split][name]:.4f}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("data=diabetes",), ("data=fake", "data.kind=labels"), ("data=fake", "data.kind=values"), ("data=fake",)],
+)
+def test_every_kind_of_data_trains_and_reopens(overrides, tmp_path, capsys):
+    run = train(tmp_path / "run", *overrides)
+    for name, (now, stored) in evaluated(run, capsys).items():
+        assert now == stored, name
+    assert run.result["params"] == sum(p.numel() for p in run.weights().values())
+
+
+def test_eval_on_another_data_set_needs_the_same_classes(done, tmp_path, capsys):
+    other = config(*SMALL, "data.classes=[1,3,5]", "data.split_seed=3")["data"]
+    shown = evaluated(done, capsys, data=other)
+    assert all(len(v) == 1 for v in shown.values())  # nothing stored to compare with
+    for wrong in (config("data.classes=[1,3,6]")["data"], config("data=diabetes")["data"]):
+        with pytest.raises(Refused, match="has other classes"):
+            build.evaluate({**config(f"run={done.path}", command="eval"), "data": wrong})
+
+
+def test_the_config_is_resolved_and_builds_the_same_run_again(done, tmp_path):
+    cfg = done.config
+    assert "auto" not in cfg["device"].values()
+    assert cfg["model"]["input_size"] == 8 and cfg["model"]["pretrained"] == "false"
+    again = {**cfg, "out": None, "resume": None, "quiet": True}
+    build.train(again, tmp_path / "again", [], "")
+    assert all(torch.equal(v, done.weights()[k]) for k, v in Run(tmp_path / "again").weights().items())
+
+
+def test_environment_and_card_say_what_made_the_run(done):
+    about = json.loads((done.path / "environment.json").read_text())
+    assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
+    assert {"python", "platform", "cores", "git", "command", "device"} <= about.keys()
+    card = (done.path / "README.md").read_text()
+    assert f"{done.result['test']['accuracy']:.4f}" in card and "sftc train" in card
+
+
+def test_export_needs_nothing_else(done, tmp_path):
+    from sftc import models
+
+    build.export(config(f"run={done.path}", f"out={tmp_path / 'x'}", command="export"))
+    with safe_open(tmp_path / "x" / "model.safetensors", "pt") as f:
+        about, state = json.loads(f.metadata()["sftc"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    assert about == json.loads((tmp_path / "x" / "config.json").read_text())
+    model = models.build(about["model"], out_dim=len(about["classes"]), shape=tuple(about["shape"]))
+    model.load_state_dict(state)
+    assert about["classes"] == ["1", "3", "5"]
+    with pytest.raises(Refused, match="never overwritten"):
+        build.export(config(f"run={done.path}", f"out={tmp_path / 'x'}", command="export"))
+
+
+def test_a_finished_run_is_shown_not_trained(done, capsys):
+    before = (done.path / "model.safetensors").stat().st_mtime_ns
+    value = build.train(config(f"resume={done.path}"), done.path, [], "")
+    assert value == done.result["val"]["accuracy"] and "finished already" in capsys.readouterr().out
+    assert (done.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stopped_run_says_so_and_is_gone_on_with(done, tmp_path, monkeypatch):
+    overrides = ("model=simple_cnn", "data.classes=[1,3,5]")
+    clock = iter([0.0] + [1.0] * 3 + [1e9] * 100)
+    monkeypatch.setattr("sftc.stop.time.monotonic", lambda: next(clock))
+    with pytest.raises(Stopped, match="run folder") as stopped:
+        train(tmp_path / "run", *overrides, "max_minutes=5")
+    monkeypatch.undo()
+    run = Run.open(tmp_path / "run")
+    assert stopped.value.code == 75 and run.status["state"] == "stopped"
+    with pytest.raises(Refused, match="resume="):
+        _ = run.result
+    build.train(config(f"resume={run.path}", "quiet=true"), run.path, [], "")
+    assert run.finished
+    assert all(torch.equal(v, done.weights()[k]) for k, v in run.weights().items())
+
+
+def test_changed_data_is_not_resumed_on(tmp_path, monkeypatch):
+    train(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    run.mark("stopped")
+    run.write_rows({"train": torch.arange(3)}, {"data": "another"})
+    with pytest.raises(Refused, match="has changed"):
+        build.train(config(f"resume={run.path}", "quiet=true"), run.path, [], "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("loss=mse",), "does not fit"),
+        (("loss=huber", "data=fake"), "does not fit"),
+        (("data=diabetes", "loss.smoothing=0.1"), "smoothing"),
+        (("monitor=accurcy",), "did you mean 'accuracy'"),
+        (("model=simple_cnn", "data=diabetes"), "model=mlp"),
+        (("data.classes=[1,77]",), "77"),
+    ],
+)
+def test_contradictions_leave_nothing_behind(overrides, says, tmp_path):
+    with pytest.raises(Refused, match=says):
+        train(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_crash_is_told_in_the_status(tmp_path, monkeypatch):
+    monkeypatch.setattr("sftc.lab.Lab.fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run")
+    status = Run.open(tmp_path / "run").status
+    assert status["state"] == "failed" and "ZeroDivisionError" in status["error"]
+
+
+def test_a_config_of_something_else_is_refused(tmp_path):
+    run = Run.create(tmp_path / "x", {"data": {}, "hello": 1})
+    with pytest.raises(Refused, match=r"lacks model, device"):
+        build.evaluate(config(f"run={run.path}", command="eval"))

@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import hydra
 import pytest
 
 from sftc.cli import compose, conf, main
@@ -462,6 +463,7 @@ def test_a_pattern_finds_options_and_no_shared_parts(sftc, build):
     assert "fits no option (one of: mlp, simple_cnn)" in err
 
 
+@pytest.mark.skipif(hydra.__version__ >= "1.4", reason="1.4.0rc3 turns ~key of a sweep into ~key=null")
 def test_terms_are_taken_away_in_a_sweep_too(sftc, build):
     args = ["~strategy.terms.soft", "+strategy.terms.hint.weight=2", "seed=0,1"]
     assert sftc("train", "-m", "strategy=kd", *args)[0] == 0

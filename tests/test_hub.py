@@ -201,12 +201,14 @@ def test_torchvisions_cached_weights(no_network, monkeypatch, tmp_path):
 
 
 def test_a_checkpoint_stands_in_for_published_weights(no_network, tmp_path):
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
-    node = spec("timm", "test_resnet", checkpoint=str(tmp_path / "w.safetensors"))
+    name = "mobilenetv3_small_050"
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    node = spec("timm", name, checkpoint=str(tmp_path / "w.safetensors"))
     models.check(node | {"pretrained": True})
     model = models.build(node | {"pretrained": True}, out_dim=7, shape=(3, 28, 28))
-    assert (model.facts["pretrained"], model.facts["input_size"]) == ("checkpoint", 160)
-    assert model.facts["checkpoint"]["shape_mismatch"] == ["net.fc.weight", "net.fc.bias"]
+    assert (model.facts["pretrained"], model.facts["input_size"]) == ("checkpoint", 224)
+    assert model.facts["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert model.facts["checkpoint"]["shape_mismatch"] == ["net.classifier.weight", "net.classifier.bias"]
     own = models.build(node | {"pretrained": "auto"}, out_dim=7, shape=(3, 28, 28))
     assert own.facts["input_size"] == 28
     assert own.facts["mean"] == [0.5] * 3

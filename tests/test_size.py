@@ -21,6 +21,8 @@ TIMM, TV = hub_timm, hub_torchvision
         (TIMM, "test_vit", "min", 28, 16),
         (TIMM, "test_vit", "auto", 33, 48),
         (TIMM, "vit_tiny_patch16_224", "auto", 28, 32),
+        (TIMM, "vit_small_patch14_dinov2", "auto", 29, 42),
+        (TIMM, "vit_small_patch14_dinov2", "min", 29, 14),
         (TIMM, "vgg16", "auto", 28, 32),
         (TIMM, "vgg16", "min", 64, 32),
         (TV, "alexnet", "auto", 28, 63),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -156,7 +158,7 @@ def test_sources_name_their_augmentation():
     assert name(FAKE | {"views": 2}) == name(FAKE | {"views": 2}, 1)
 
 
-class Meets:
+class Rows5:
     """A table whose reads are counted, and whose row 3 cannot be read."""
 
     shape = (1, 2, 2)
@@ -171,13 +173,27 @@ class Meets:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_a_worker_refuses_arrives_as_one_line(workers: int):
-    stream = sources.Streaming(Meets(), workers, CPU)
+    stream = sources.Streaming(Rows5(), workers, CPU)
     with pytest.raises(Refused, match=r"^row 3 is broken$"):
         list(stream.batches(torch.arange(5), [(0, 2), (2, 5)]))
 
 
+def test_workers_leave_signals_to_the_run(monkeypatch):
+    def read(self, rows):
+        quiet = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return torch.tensor([quiet, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL])
+
+    monkeypatch.setattr(Rows5, "read", read)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        (said,) = sources.Streaming(Rows5(), 1, CPU).batches(torch.arange(2), [(0, 2)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said.tolist() == [True, True]
+
+
 def test_held_rows_are_found_by_their_numbers():
-    held = sources.hold(Meets(), torch.tensor([1, 4]), 0, CPU, CPU)
+    held = sources.hold(Rows5(), torch.tensor([1, 4]), 0, CPU, CPU)
     (raw,) = held.batches(torch.tensor([4, 1, 4]), [(0, 3)])
     assert raw[:, 0, 0, 0].tolist() == [4, 1, 4]
 

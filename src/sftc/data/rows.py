@@ -188,6 +188,7 @@ class Data:
         rows = part.rows if rows is None else rows.long().cpu()
         if len(rows) == 0 or not torch.isin(rows, part.rows).all():
             raise ValueError(f"rows must be some of the {len(part.rows)} rows of the {split} split")
+        device = torch.empty(0, device=device).device  # with its number, as tensors name it
         reuse = self.views is not None
         plan = sources.Plan(
             rows,
@@ -199,9 +200,9 @@ class Data:
         )
         return sources.Batches(
             plan,
-            self._reader(part, torch.device(device), free_bytes),
+            self._reader(part, device, free_bytes),
             part.target,
-            torch.device(device),
+            device,
             augment=self.augment if train and self.augment.active else None,
             augment_seed=self.split_seed if reuse else seed,
             moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),

@@ -95,9 +95,8 @@ class Batches:
         self.steps = len(plan.bounds)
         self.rows = plan.rows
         self.cache = reader.name  # "device", "host" or "none"
-        self.augmentation = (
-            "none" if augment is None else f"{augment.identity()}-{augment_seed}"
-        )  # for caches of logits
+        # Part of the key of cached logits: the same view of a row is another picture under other settings.
+        self.augmentation = "none" if augment is None else f"{augment.identity()}-{augment_seed}"
         self._target = target.to(device)
         self._moments = None if moments is None else tuple(m.to(device) for m in moments)
 

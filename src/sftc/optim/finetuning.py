@@ -129,7 +129,7 @@ WAYS: dict[str, Callable[..., Finetune]] = {
 
 def _spared(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone."""
-    names = {n for n, p in model.named_parameters() if p.ndim <= 1 or n.endswith(".bias")}
+    names = {n for n, p in model.named_parameters() if p.ndim <= 1}
     for path, module in model.named_modules():
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):

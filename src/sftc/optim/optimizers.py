@@ -41,10 +41,7 @@ def optimizer(spec: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torc
     if "betas" in asked:
         asked["betas"] = _betas(asked["betas"], len(taken["betas"].default))
     common = {"lr": spec["lr"], "weight_decay": spec.get("weight_decay") or 0.0}
-    built = _construct(name, list(groups), common | asked)
-    for group in built.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # what schedules multiply, known even after a resume
-    return built
+    return _construct(name, list(groups), common | asked)
 
 
 def _construct(name: str, groups: list[dict[str, Any]], keys: dict[str, Any]) -> torch.optim.Optimizer:

@@ -39,7 +39,7 @@ class Schedule:
         self.warmup = warmup
         self.updates = 0
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_lr", group["lr"])  # stored with the optimizer, so known after a resume
         self._apply()
 
     def step(self, update: int) -> None:
@@ -94,7 +94,7 @@ class Plateau:
         self.shadow = _shadow()
         # Absolute: a relative threshold turns round for metrics below zero, which accuracies are here.
         self.torch = ReduceLROnPlateau(
-            self.shadow, "min", factor, patience, threshold, "abs", cooldown, min_lr=floor, eps=0
+            self.shadow, "min", factor, patience, threshold, "rel", cooldown, min_lr=floor, eps=0
         )
 
     def factor(self, update: int) -> float:

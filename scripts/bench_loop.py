@@ -88,7 +88,9 @@ def steps_on(model: nn.Module, batches, lr: float) -> None:
 
 def speed(repeats: int) -> None:
     torch.set_num_threads(1)
-    print("images per CPU-second, one thread, batch 64, 32 x 32 RGB, crop and flip, AdamW; median (min-max), ratio per pair")
+    print(
+        "images per CPU-second, one thread, batch 64, 32 x 32 RGB, crop and flip, AdamW; median (min-max), ratio per pair"
+    )
     for name, rows in (("mlp", 12800), ("simple_cnn", 12800), ("resnet18", 640)):
         with tempfile.TemporaryDirectory() as folder:
             _compare(name, rows, repeats, Path(folder))
@@ -98,7 +100,13 @@ def speed(repeats: int) -> None:
 
 def _compare(name: str, rows: int, repeats: int, folder: Path) -> None:
     overrides = (f"model={name}", "data=fake", f"data.count={rows + 400}", "data.size=32", "data.channels=3")
-    overrides += ("data.augment.crop=4", "data.augment.flip=0.5", "data.test_share=0.01", "data.val_share=0.01", "epochs=1")
+    overrides += (
+        "data.augment.crop=4",
+        "data.augment.flip=0.5",
+        "data.test_share=0.01",
+        "data.val_share=0.01",
+        "epochs=1",
+    )
     overrides += ("data.workers=0", "model.pretrained=false")
     first = make_lab(folder / "first", *overrides)
     split = first.data.splits["train"]
@@ -132,7 +140,10 @@ def _spread(values: list[float], form: str) -> str:
 def _start(repeats: int) -> None:
     """Wall-clock and CPU seconds from process start to the end of a one-step run, beside importing torch alone."""
     with tempfile.TemporaryDirectory() as folder:
-        for what, code in (("import torch", ["-c", "import torch"]), ("sftc train max_steps=1", ["-m", "sftc", "train"])):
+        for what, code in (
+            ("import torch", ["-c", "import torch"]),
+            ("sftc train max_steps=1", ["-m", "sftc", "train"]),
+        ):
             walls, cpus = [], []
             for i in range(repeats):
                 rest = [*ONE_THREAD, "max_steps=1", f"out={folder}/{i}"] if code[0] == "-m" else []
@@ -197,7 +208,10 @@ def side_by_side(overrides: tuple[str, ...], seeds: int, make_optimizer, augment
             begun = time.process_time()
             theirs.append(bare(model, train, test, epochs, batch, optimizer, schedule, augment))
             spent = time.process_time() - begun
-        print(f"  seed {seed}: sftc {ours[-1]:.4f} ({took:.0f} CPU-s)   bare {theirs[-1]:.4f} ({spent:.0f} CPU-s)", flush=True)
+        print(
+            f"  seed {seed}: sftc {ours[-1]:.4f} ({took:.0f} CPU-s)   bare {theirs[-1]:.4f} ({spent:.0f} CPU-s)",
+            flush=True,
+        )
     gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     spread = statistics.stdev(gaps) if len(gaps) > 1 else float("nan")
     print(f"test accuracy of the last epoch: sftc {statistics.mean(ours):.4f}, bare {statistics.mean(theirs):.4f}")
@@ -221,8 +235,20 @@ def folder(root: str, seeds: int, epochs: int) -> None:
         optimizer = torch.optim.SGD(groups, 0.02, momentum=0.9)
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    overrides = ("model=resnet18", "model.pretrained=false", "data=image_folder", f"data.root={root}", f"epochs={epochs}")
-    overrides += ("data.augment.crop=4", "data.augment.flip=0.5", "optim=sgd", "optim.lr=0.02", "optim.weight_decay=5e-4")
+    overrides = (
+        "model=resnet18",
+        "model.pretrained=false",
+        "data=image_folder",
+        f"data.root={root}",
+        f"epochs={epochs}",
+    )
+    overrides += (
+        "data.augment.crop=4",
+        "data.augment.flip=0.5",
+        "optim=sgd",
+        "optim.lr=0.02",
+        "optim.weight_decay=5e-4",
+    )
     side_by_side((*overrides, "schedule.warmup=0"), seeds, sgd, crop_flip)
 
 

@@ -152,3 +152,13 @@ def test_a_config_of_something_else_is_refused(tmp_path):
     run = Run.create(tmp_path / "x", {"data": {}, "hello": 1})
     with pytest.raises(Refused, match=r"lacks model, device"):
         build.evaluate(config(f"run={run.path}", command="eval"))
+
+
+def test_multiply_adds_of_lenet_are_the_known_ones():
+    from sftc import models
+    from sftc.build.parts import multiply_adds
+
+    node = config("model=simple_cnn")["model"]
+    lenet = models.build(node, out_dim=10, shape=(3, 32, 32))
+    # conv 6@28x28 of 3x5x5, conv 16@10x10 of 6x5x5, dense 400-120-84-10
+    assert multiply_adds(lenet, (3, 32, 32)) == 6 * 784 * 75 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10

@@ -13,8 +13,20 @@ def test_automatic_choices_are_resolved_with_their_reasons():
     device = Device("auto")
     chosen = device.resolved()
     assert "auto" not in chosen.values()
-    assert any("threads" in n for n in device.notes) and any("device" in n for n in device.notes)
+    assert any("device" in n for n in device.notes)
     assert Device(**chosen).resolved() == chosen
+
+
+def test_threads_follow_the_work_and_a_number_stays():
+    small, large, asked = Device("cpu"), Device("cpu"), Device("cpu", threads=3)
+    with small.active():
+        small.settle(1e6)
+        assert torch.get_num_threads() == 1
+    with large.active():
+        large.settle(1e12)
+        assert torch.get_num_threads() == large.threads >= 1
+    asked.settle(1e12)
+    assert asked.threads == 3 and any("threads 1 of" in n for n in small.notes)
 
 
 @pytest.mark.parametrize(

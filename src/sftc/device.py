@@ -18,14 +18,13 @@ from sftc.errors import Refused, choose
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+PER_THREAD = 100_000_000  # multiply-adds of a step's forward that make one more thread worth its waiting
 
 
-def _cores() -> tuple[int, str]:
-    """Physical cores this process may use: more threads than that make small models many times slower."""
+def _cores() -> int:
+    """Physical cores this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
-    n = max(1, min(allowed, physical))
-    return n, f"{allowed} cores allowed, {physical} physical"
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def _accelerator(name: str, index: int | None) -> tuple[torch.device, str]:
@@ -100,11 +99,8 @@ class Device:
         self.notes = [f"device {self.torch}: {why}"]
         if self.precision == "16-mixed" and self.torch.type == "cpu":
             raise Refused("device.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32")
-        if threads == "auto":
-            self.threads, reason = _cores()
-            self.notes.append(f"threads {self.threads}: {reason}")
-        else:
-            self.threads = int(threads)
+        self._settled = threads != "auto"
+        self.threads = int(threads) if self._settled else _cores()
         if channels_last == "auto":
             self.channels_last = self.torch.type == "cuda" and self.precision != "32"
             self.notes.append(f"channels_last {self.channels_last}: pays on a GPU in mixed precision only")
@@ -127,6 +123,20 @@ class Device:
         devices = [self.torch.index or 0] if kind == "cuda" else 1
         with _quiet_fabric():
             return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=plugins), scaler
+
+    def settle(self, work: float) -> None:
+        """Decide `threads: auto` by the multiply-adds of one step's forward pass.
+
+        More threads than free cores make a small model many times slower, and its steps are too short to share anyway.
+        The amount of work is known beforehand, unlike the load of the machine, so every run decides the same.
+        """
+        if self._settled or self.kind != "cpu":
+            return
+        cores = _cores()
+        self.threads = max(1, min(cores, int(work / PER_THREAD)))
+        self._settled = True
+        torch.set_num_threads(self.threads)
+        self.notes.append(f"threads {self.threads} of {cores} cores: a step is {work / 1e6:.3g} million multiply-adds")
 
     @property
     def kind(self) -> str:

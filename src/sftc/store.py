@@ -181,7 +181,9 @@ class Run:
         """result.json of a finished run. Raises Refused: it has none."""
         result = self._json("result.json")
         if result is None:
-            raise Refused(f"run {self.path} has no result yet ({self.status.get('state')}); finish it: sftc train resume={self.path}")
+            raise Refused(
+                f"run {self.path} has no result yet ({self.status.get('state')}); finish it: sftc train resume={self.path}"
+            )
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -238,9 +240,7 @@ class Run:
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
             state = self.status.get("state")
-            raise Refused(
-                f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}"
-            )
+            raise Refused(f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}")
         return read_tensors(path)
 
     def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:

@@ -94,7 +94,7 @@ class Plateau:
         self.shadow = _shadow()
         # Absolute: a relative threshold turns round for metrics below zero, which accuracies are here.
         self.torch = ReduceLROnPlateau(
-            self.shadow, "min", factor, patience, threshold, "rel", cooldown, min_lr=floor, eps=0
+            self.shadow, "min", factor, patience, threshold, "abs", cooldown, min_lr=floor, eps=0
         )
 
     def factor(self, update: int) -> float:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from problems import SMALL, config
 from safetensors import safe_open
 
+from problems import SMALL, config
 from sftc import build
 from sftc.errors import Refused, Stopped
 from sftc.store import Run
@@ -63,7 +63,8 @@ def test_eval_on_another_data_set_needs_the_same_classes(done, tmp_path, capsys)
 def test_the_config_is_resolved_and_builds_the_same_run_again(done, tmp_path):
     cfg = done.config
     assert "auto" not in cfg["device"].values()
-    assert cfg["model"]["input_size"] == 8 and cfg["model"]["pretrained"] == "false"
+    assert cfg["model"]["input_size"] == 8
+    assert cfg["model"]["pretrained"] == "false"
     again = {**cfg, "out": None, "resume": None, "quiet": True}
     build.train(again, tmp_path / "again", [], "")
     assert all(torch.equal(v, done.weights()[k]) for k, v in Run(tmp_path / "again").weights().items())
@@ -74,7 +75,8 @@ def test_environment_and_card_say_what_made_the_run(done):
     assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
     assert {"python", "platform", "cores", "git", "command", "device"} <= about.keys()
     card = (done.path / "README.md").read_text()
-    assert f"{done.result['test']['accuracy']:.4f}" in card and "sftc train" in card
+    assert f"{done.result['test']['accuracy']:.4f}" in card
+    assert "sftc train" in card
 
 
 def test_export_needs_nothing_else(done, tmp_path):
@@ -94,7 +96,8 @@ def test_export_needs_nothing_else(done, tmp_path):
 def test_a_finished_run_is_shown_not_trained(done, capsys):
     before = (done.path / "model.safetensors").stat().st_mtime_ns
     value = build.train(config(f"resume={done.path}"), done.path, [], "")
-    assert value == done.result["val"]["accuracy"] and "finished already" in capsys.readouterr().out
+    assert value == done.result["val"]["accuracy"]
+    assert "finished already" in capsys.readouterr().out
     assert (done.path / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -106,7 +109,8 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(done, tmp_path, monkeypatch):
         train(tmp_path / "run", *overrides, "max_minutes=5")
     monkeypatch.undo()
     run = Run.open(tmp_path / "run")
-    assert stopped.value.code == 75 and run.status["state"] == "stopped"
+    assert stopped.value.code == 75
+    assert run.status["state"] == "stopped"
     with pytest.raises(Refused, match="resume="):
         _ = run.result
     build.train(config(f"resume={run.path}", "quiet=true"), run.path, [], "")
@@ -145,7 +149,8 @@ def test_a_crash_is_told_in_the_status(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train(tmp_path / "run")
     status = Run.open(tmp_path / "run").status
-    assert status["state"] == "failed" and "ZeroDivisionError" in status["error"]
+    assert status["state"] == "failed"
+    assert "ZeroDivisionError" in status["error"]
 
 
 def test_a_config_of_something_else_is_refused(tmp_path):

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from problems import lab
 from torch import nn
 
+from problems import lab
 from sftc.errors import Refused, Stopped
 from sftc.losses import Truth
 from sftc.objective import Peer
@@ -153,7 +153,8 @@ def test_what_is_kept_is_the_student_alone_and_opens_by_itself(whole, teacher):
     peer = Run.open(whole / "members" / "peer")
     assert peer.config["seed"] == run.config["seed"] + 1
     assert peer.config["strategy"] == {"name": "plain"}
-    assert peer.finished and peer.result["val"].keys() == run.result["val"].keys()
+    assert peer.finished
+    assert peer.result["val"].keys() == run.result["val"].keys()
     assert (run.path / "checkpoint").exists() is False
 
 
@@ -189,7 +190,8 @@ def test_the_result_says_which_weights_it_is_about(teacher):
     run = Run(teacher)
     result = json.loads((run.path / "result.json").read_text())
     assert result["best"]["val"] == pytest.approx(result["val"], abs=1e-6)
-    assert result["last"]["epoch"] == 1 and {"val", "test"} <= result["last"].keys()
+    assert result["last"]["epoch"] == 1
+    assert {"val", "test"} <= result["last"].keys()
     assert result["params"] == sum(t.numel() for t in run.weights().values())
     predictions, mark = run.predictions("test")
     accuracy = (predictions.scores.argmax(1) == predictions.target).float().mean().item()
@@ -216,4 +218,5 @@ def test_first_weights_follow_the_runs_seed_alone(tmp_path):
     a, b, c = (lab(tmp_path / n, f"seed={s}") for n, s in (("a", 0), ("b", 0), ("c", 1)))
     torch.manual_seed(99)
     x, y, z = (next(h.model().parameters()) for h in (a, b, c))
-    assert torch.equal(x, y) and not torch.equal(x, z)
+    assert torch.equal(x, y)
+    assert not torch.equal(x, z)

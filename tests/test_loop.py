@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from problems import lab
 
+from problems import lab
 from sftc.errors import Stopped
 from sftc.loop import Budget, Trainee
 from sftc.loop.fit import _micro
@@ -26,20 +26,25 @@ def run(path, *overrides):
 def test_max_steps_ends_in_mid_epoch_with_metrics_and_a_whole_schedule(tmp_path):
     done = run(tmp_path / "a", "max_steps=4", "epochs=50", "schedule.warmup=0")
     assert [r["step"] for r in done.rows()] == [3, 4]
-    assert done.result["ended"] == "budget" and done.result["last"]["step"] == 4
+    assert done.result["ended"] == "budget"
+    assert done.result["last"]["step"] == 4
     assert done.rows()[-1]["lr"] < 0.5 * done.config["optim"]["lr"]  # the cosine spans what is begun, not 50 epochs
 
 
 def test_target_means_until_good_enough(tmp_path):
     done = run(tmp_path / "a", "target=0.3", "epochs=50", "optim.lr=0.01")
-    assert done.result["ended"] == "target" and done.result["last"]["val"]["accuracy"] >= 0.3
-    assert len(done.rows()) < 50 and all(r["val/accuracy"] < 0.3 for r in done.rows()[:-1])
+    assert done.result["ended"] == "target"
+    assert done.result["last"]["val"]["accuracy"] >= 0.3
+    assert len(done.rows()) < 50
+    assert all(r["val/accuracy"] < 0.3 for r in done.rows()[:-1])
 
 
 def test_patience_means_until_it_converges_and_best_is_kept_beside_last(tmp_path):
     done = run(tmp_path / "a", "patience=2", "epochs=50", "optim=sgd", "optim.lr=1e-9")
-    assert done.result["ended"] == "patience" and len(done.rows()) == 3
-    assert done.result["best"]["epoch"] == 0 and done.result["last"]["epoch"] == 2
+    assert done.result["ended"] == "patience"
+    assert len(done.rows()) == 3
+    assert done.result["best"]["epoch"] == 0
+    assert done.result["last"]["epoch"] == 2
     model, last = done.weights("model"), done.weights("last")
     assert not all(torch.equal(model[k], last[k]) for k in model)
 
@@ -56,8 +61,10 @@ def test_nan_is_never_best():
     trainee.judge({"accuracy": math.nan}, 0, 1)
     assert trainee.judge({"accuracy": 0.1}, 1, 2)
     assert not trainee.judge({"accuracy": math.nan}, 2, 3)
-    assert not trainee.judge({"accuracy": 0.1}, 3, 4) and trainee.stale == 2
-    assert trainee.best is not None and trainee.best["epoch"] == 1
+    assert not trainee.judge({"accuracy": 0.1}, 3, 4)
+    assert trainee.stale == 2
+    assert trainee.best is not None
+    assert trainee.best["epoch"] == 1
 
 
 def test_micro_batches_give_the_same_weights(tmp_path):
@@ -130,25 +137,30 @@ def test_what_is_not_finite_is_named_and_all_before_it_is_saved(where, tmp_path)
     with pytest.raises(Stopped) as stopped:
         home.fit(model)
     text = str(stopped.value)
-    assert stopped.value.code == 1 and "step 4" in text
+    assert stopped.value.code == 1
+    assert "step 4" in text
     if where == "gradient":
         assert "gradient of net.fc1.0.weight" in text
     else:
         named = int(text.split("rows ")[1].split()[0])
         assert named in rows.tolist()
     state = home.run.checkpoint()
-    assert state is not None and state["step"] == 4
+    assert state is not None
+    assert state["step"] == 4
     assert all(v.isfinite().all() for v in state["objective"].values())
     assert len(home.run.rows()) == 1
 
 
 def test_the_budget_counts_steps():
-    assert Budget(3).steps(10) == 30 and Budget(3, max_steps=25).steps(10) == 25
-    assert Budget(3, max_steps=25).passes(10) == 3 and Budget(50, max_steps=4).passes(3) == 2
+    assert Budget(3).steps(10) == 30
+    assert Budget(3, max_steps=25).steps(10) == 25
+    assert Budget(3, max_steps=25).passes(10) == 3
+    assert Budget(50, max_steps=4).passes(3) == 2
 
 
 def test_a_fit_is_written_in_plain_types(tmp_path):
     home = lab(tmp_path / "a", "ema=0.9", "schedule=onecycle")
     home.fit(home.model())
     state = home.run.checkpoint()  # reads with weights_only
-    assert state is not None and state["ended"] == "budget"
+    assert state is not None
+    assert state["ended"] == "budget"

@@ -21,7 +21,8 @@ def test_a_signal_waits_while_a_fit_polls_and_a_second_does_not(number, code):
         with stop.polling():
             kill(number)
             why = stop()
-            assert why is not None and why.code == code
+            assert why is not None
+            assert why.code == code
             with pytest.raises(Stopped) as second:
                 kill(number)
         assert second.value.code == code
@@ -44,4 +45,6 @@ def test_the_clock_stops_with_75():
     assert stop() is None
     stop.started -= 61
     why = stop()
-    assert why is not None and why.code == 75 and why.state == "stopped"
+    assert why is not None
+    assert why.code == 75
+    assert why.state == "stopped"

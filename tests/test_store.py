@@ -128,7 +128,8 @@ def test_predictions_keep_their_marks(run):
     p = Predictions(torch.rand(3, 2), torch.tensor([0, 1, 0]), torch.tensor([4, 5, 9]))
     run.write_predictions("val", p, {"model": "abc", "data": "def"})
     back, meta = run.predictions("val")
-    assert torch.equal(back.scores, p.scores) and torch.equal(back.row, p.row)
+    assert torch.equal(back.scores, p.scores)
+    assert torch.equal(back.row, p.row)
     assert meta == {"model": "abc", "data": "def"}
     with pytest.raises(Refused, match="sftc eval run="):
         run.predictions("test")

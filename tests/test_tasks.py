@@ -56,7 +56,9 @@ def test_unlabelled_rows_cost_and_count_nothing_even_on_dense_targets():
         assert int((values != 0).sum()) == 1
     assert float(task.weight(target).sum()) == 1
     scores, kept, row = task.flat(_logits(2, 4, 3, 3), target, torch.tensor([7, 9]))
-    assert scores.shape == (1, 4) and kept.tolist() == [2] and row.tolist() == [7]
+    assert scores.shape == (1, 4)
+    assert kept.tolist() == [2]
+    assert row.tolist() == [7]
 
 
 def test_distance_is_t_squared_kl_and_keeps_its_gradient_scale():
@@ -111,5 +113,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out(make, says):
 
 
 def test_the_direction_of_the_monitor():
-    assert Classification(NAMES).maximize and not Classification(NAMES, monitor="nll").maximize
-    assert Regression(["y"]).monitor == "r2" and not Regression(["y"], monitor="rmse").maximize
+    assert Classification(NAMES).maximize
+    assert not Classification(NAMES, monitor="nll").maximize
+    assert Regression(["y"]).monitor == "r2"
+    assert not Regression(["y"], monitor="rmse").maximize

@@ -7,8 +7,8 @@ import io
 
 import pytest
 import torch
-from problems import lab
 
+from problems import lab
 from sftc import track
 from sftc.errors import Refused
 from sftc.strategies.plain import Plain
@@ -39,7 +39,10 @@ def test_csv_holds_every_row(tmp_path):
 def test_plain_lines_name_loss_metric_and_best(tmp_path, capsys):
     run(tmp_path / "a", track.Lines())
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "val accuracy" in lines[0] and "*" in lines[0] and "loss" in lines[1]
+    assert len(lines) == 2
+    assert "val accuracy" in lines[0]
+    assert "*" in lines[0]
+    assert "loss" in lines[1]
 
 
 def test_bars_show_epoch_total_rate_loss_and_metric(tmp_path, monkeypatch):

@@ -181,9 +181,8 @@ class Run:
         """result.json of a finished run. Raises Refused: it has none."""
         result = self._json("result.json")
         if result is None:
-            raise Refused(
-                f"run {self.path} has no result yet ({self.status.get('state')}); finish it: sftc train resume={self.path}"
-            )
+            state = self.status.get("state")
+            raise Refused(f"run {self.path} has no result yet ({state}); finish it: sftc train resume={self.path}")
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -23,6 +23,25 @@ def run(path, *overrides):
     return home.run
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_fit_is_the_loop_everybody_writes(optimizer, tmp_path):
+    """Same first weights, same batches: the very same last weights, to the bit."""
+    home = lab(tmp_path / "a", f"optim={optimizer}", "optim.weight_decay=0", "schedule=constant", "schedule.warmup=0")
+    (fitted,) = home.fit(home.model())
+    model = home.model().train()
+    rule = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    more = {"momentum": 0.9} if optimizer == "sgd" else {}
+    update = rule(model.parameters(), home.settings.optim["lr"], weight_decay=0, **more)
+    source = home.source("train", train=True)
+    for epoch in range(2):
+        for batch in source.epoch(epoch):
+            loss = torch.nn.functional.cross_entropy(model(batch.inputs), batch.target)
+            update.zero_grad()
+            loss.backward()
+            update.step()
+    assert all(torch.equal(v, fitted.last_state[k]) for k, v in model.state_dict().items())
+
+
 def test_max_steps_ends_in_mid_epoch_with_metrics_and_a_whole_schedule(tmp_path):
     done = run(tmp_path / "a", "max_steps=4", "epochs=50", "schedule.warmup=0")
     assert [r["step"] for r in done.rows()] == [3, 4]

@@ -7,6 +7,7 @@ the run's config: a resumed run repeats the choice instead of making it again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
@@ -106,23 +107,19 @@ class Device:
             self.notes.append(f"channels_last {self.channels_last}: pays on a GPU in mixed precision only")
         else:
             self.channels_last = channels_last in (True, "true")
-        self._fabric, self.scaler = self._make_fabric()
+        # The scaler is ours, because `fabric.save` leaves it out of a checkpoint.
+        self.scaler = torch.amp.GradScaler(self.kind) if self.precision == "16-mixed" else None
 
-    def _make_fabric(self):
-        # Imported here, not above: Fabric takes 0.4 s and `sftc train --cfg job` needs no device.
+    @functools.cached_property
+    def _fabric(self):
+        """Fabric in mixed precision. In 32 bits there is nothing to cast or scale, so nobody waits for its import."""
         from lightning_fabric import Fabric
         from lightning_fabric.plugins.precision import MixedPrecision
 
-        kind = self.torch.type
-        if self.precision == "32":
-            precision, scaler, plugins = "32-true", None, None
-        else:
-            # The scaler is ours, because `fabric.save` leaves it out of a checkpoint.
-            scaler = torch.amp.GradScaler(kind) if self.precision == "16-mixed" else None
-            precision, plugins = None, MixedPrecision(self.precision, kind, scaler)  # type: ignore[arg-type]
-        devices = [self.torch.index or 0] if kind == "cuda" else 1
+        devices = [self.torch.index or 0] if self.kind == "cuda" else 1
+        plugin = MixedPrecision(self.precision, self.kind, self.scaler)  # type: ignore[arg-type]
         with _quiet_fabric():
-            return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=plugins), scaler
+            return Fabric(accelerator=self.kind, devices=devices, plugins=plugin)
 
     def settle(self, work: float) -> None:
         """Decide `threads: auto` by the multiply-adds of one step's forward pass.
@@ -203,7 +200,10 @@ class Device:
             torch.mps.manual_seed(seed)
 
     def backward(self, loss: Tensor) -> None:
-        self._fabric.backward(loss)
+        if self.precision == "32":
+            loss.backward()
+        else:
+            self._fabric.backward(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler is not None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sftc.build.bench import Bench
 from sftc.device import Device
+from sftc.errors import Stopped
 from sftc.lab import Lab
 from sftc.stop import Stopper
+from sftc.store import Run
+from sftc.strategies.plain import Plain
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SMALL = (
@@ -37,10 +41,41 @@ def config(*overrides: str, command: str = "train") -> dict[str, Any]:
 
 def lab(out: Path, *overrides: str, stop: Stopper | None = None) -> Lab:
     """A new run on a few digits, or on what the overrides say; an unfinished one there is gone on with."""
-    cfg = config(*SMALL, *overrides)
-    bench = Bench(Device(**cfg["device"]), stop=stop)
-    from sftc.store import Run
-
     if (out / "config.yaml").is_file():
-        return bench.resume(Run.open(out))
-    return bench.start(cfg, out, "sftc train", list(overrides))
+        run = Run.open(out)
+        return Bench(Device(**run.config["device"]), stop=stop).resume(run)
+    cfg = config(*SMALL, *overrides)
+    return Bench(Device(**cfg["device"]), stop=stop).start(cfg, out, "sftc train", list(overrides))
+
+
+def plain(out: Path, *overrides: str, stop: Stopper | None = None) -> Run:
+    """The run in `out`, trained by the plain strategy, or gone on with."""
+    home = lab(out, *overrides, stop=stop)
+    Plain().run(home)
+    return home.run
+
+
+class After(Stopper):
+    """A stop flag that rises after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def __call__(self) -> Stopped | None:
+        self.left -= 1
+        return Stopped("enough", 143) if self.left == 0 else None
+
+
+def untimed(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without what two equal runs may differ in."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.rows()]
+
+
+def same(a: Run, b: Run) -> bool:
+    """Whether two runs agree in every bit of their best and last weights, and in all they logged."""
+    for which in ("model", "last"):
+        one, two = a.weights(which), b.weights(which)
+        if one.keys() != two.keys() or not all(torch.equal(one[k], two[k]) for k in one):
+            return False
+    return len(untimed(a)) > 0 and untimed(a) == untimed(b)

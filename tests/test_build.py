@@ -136,6 +136,9 @@ def test_changed_data_is_not_resumed_on(tmp_path, monkeypatch):
         (("monitor=accurcy",), "did you mean 'accuracy'"),
         (("model=simple_cnn", "data=diabetes"), "model=mlp"),
         (("data.classes=[1,77]",), "77"),
+        (("finetune=first_n", "finetune.n=3"), r"finetune\.n=3 must lie in 1\.\.2"),
+        (("data=diabetes", "model.log_softmax=true"), "is for classes"),
+        (("loss=nll",), r"set model\.log_softmax=true, or use loss=cross_entropy"),
     ],
 )
 def test_contradictions_leave_nothing_behind(overrides, says, tmp_path):

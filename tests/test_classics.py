@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import pickle
 import socket
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torchvision import datasets
 
+from files import write_cifar, write_mnist
 from sftc import data
 from sftc.data import classics
 from sftc.errors import Refused
-
-
-def write_mnist(folder: Path, *, zipped: bool, n: int = 60) -> np.ndarray:
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (2 * n, 28, 28), dtype=np.uint8)
-    for stem, some in (("train", pixels[:n]), ("t10k", pixels[n:])):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        for what, array in (("images-idx3", some), ("labels-idx1", labels)):
-            head = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
-            path = folder / f"{stem}-{what}-ubyte"
-            if zipped:
-                path.with_name(path.name + ".gz").write_bytes(gzip.compress(head + array.tobytes()))
-            else:
-                path.write_bytes(head + array.tobytes())
-    return pixels
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -80,28 +62,6 @@ def test_a_torn_file_is_named(tmp_path: Path, zipped: bool, keep: int):
     torn.write_bytes(torn.read_bytes()[:keep])
     with pytest.raises(Refused, match=r"train-images-idx3-ubyte\S* is no readable idx file"):
         data.build({"name": "mnist", "root": str(tmp_path)})
-
-
-def write_cifar(root: Path, name: str, monkeypatch) -> np.ndarray:
-    """Twenty rows per file in the published format, with torchvision's checksums set to theirs."""
-    cls = getattr(datasets, name)
-    folder = root / cls.base_folder
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(1).integers(0, 256, (20, 3072), dtype=np.uint8)
-    key, classes = ("labels", 10) if name == "CIFAR10" else ("fine_labels", 100)
-    rows = {"data": pixels, key: [i % classes for i in range(20)]}
-
-    def dump(file: str, content: dict) -> str:
-        raw = pickle.dumps(content)
-        (folder / file).write_bytes(raw)
-        return hashlib.md5(raw).hexdigest()
-
-    for files in ("train_list", "test_list"):
-        monkeypatch.setattr(cls, files, [[file, dump(file, rows)] for file, _ in getattr(cls, files)])
-    meta = dict(cls.meta)
-    names = {meta["key"]: [f"name{i}" for i in range(classes)]}
-    monkeypatch.setattr(cls, "meta", meta | {"md5": dump(meta["filename"], names)})
-    return pixels
 
 
 @pytest.mark.parametrize(("key", "name", "rows"), [("cifar10", "CIFAR10", 100), ("cifar100", "CIFAR100", 20)])

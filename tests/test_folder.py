@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from files import make, paint
 from sftc import data
 from sftc.data import folder
 from sftc.errors import Refused
@@ -21,20 +22,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def paint(path: Path, seed: int, size: tuple[int, int] = (12, 12), mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
-    Image.fromarray(pixels, "RGBA").convert(mode).save(path)
-
-
-def make(root: Path, splits=("train", "val", "test"), classes=("cat", "dog"), n: int = 6, **more) -> Path:
-    for s, split in enumerate(splits):
-        for c, name in enumerate(classes):
-            for i in range(n):
-                paint(root / split / name / f"{i}.png", 100 * s + 10 * c + i, **more)
-    return root
 
 
 def build(root: Path, **more) -> data.Data:

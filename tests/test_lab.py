@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from problems import lab
+from problems import After, lab, untimed
 from sftc.errors import Refused, Stopped
 from sftc.losses import Truth
 from sftc.objective import Peer
@@ -98,22 +98,6 @@ def weights(path):
     }
 
 
-class After:
-    """A stop flag that rises after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self):
-        self.left -= 1
-        return Stopped("enough", 143) if self.left == 0 else None
-
-    def polling(self):
-        import contextlib
-
-        return contextlib.nullcontext()
-
-
 @pytest.mark.parametrize("steps", [[1], [3], [4, 3], [2, 2, 2, 2, 2], [11]])
 def test_stopped_and_resumed_it_ends_bit_identical(steps, whole, teacher, tmp_path):
     for n in steps:
@@ -124,10 +108,27 @@ def test_stopped_and_resumed_it_ends_bit_identical(steps, whole, teacher, tmp_pa
     expected, got = weights(whole), weights(tmp_path / "run")
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[k], v) for k, v in expected.items())
-    untimed = [
-        [{k: v for k, v in r.items() if k != "seconds"} for r in Run(p).rows()] for p in (whole, tmp_path / "run")
-    ]
-    assert untimed[0] == untimed[1]
+    assert untimed(Run(whole)) == untimed(Run(tmp_path / "run"))
+
+
+class Crash(After):
+    """A process that dies between two steps: nothing is saved, not even the step that was done."""
+
+    def __call__(self):
+        if super().__call__() is not None:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("steps", [[2], [6, 5], [4, 1, 4, 4]])
+def test_dead_and_resumed_from_the_last_epoch_it_ends_bit_identical(steps, whole, teacher, tmp_path):
+    for n in steps:
+        home = lab(tmp_path / "run", *OPTIONS, stop=Crash(n))
+        with pytest.raises(MemoryError):
+            Everything(teacher).run(home)
+    Everything(teacher).run(lab(tmp_path / "run"))
+    expected, got = weights(whole), weights(tmp_path / "run")
+    assert all(torch.equal(got[k], v) for k, v in expected.items())
+    assert [r["epoch"] for r in Run(tmp_path / "run").rows()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("spoil", ["step", "moment"])

@@ -20,7 +20,8 @@ def check(optim_spec: Mapping[str, Any], schedule_spec: Mapping[str, Any], finet
         Refused: unknown names, values out of range, keys that contradict each other.
     """
     finetune(finetune_spec)
-    toy = nn.Linear(4, 4, device="cpu")
+    with torch.random.fork_rng(devices=[]):  # a check draws no random number of the caller's
+        toy = nn.Linear(4, 4, device="cpu")
     moves = optimizer(optim_spec, plain_groups(toy, optim_spec["lr"], optim_spec["weight_decay"]))
     pace = schedule(schedule_spec, moves, updates_per_epoch=1, epochs=2)
     for update in (1, 2):

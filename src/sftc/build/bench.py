@@ -1,0 +1,122 @@
+"""From configs and run folders to labs: start, resume, open, fork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sftc import data as datasets
+from sftc import environment, optim
+from sftc.build import parts
+from sftc.build.parts import Config
+from sftc.data import Data
+from sftc.device import Device
+from sftc.errors import Refused
+from sftc.lab import Lab, Watch
+from sftc.stop import Stopper
+from sftc.store import Run
+
+NOT_STORED = ("out", "resume", "debug", "experiment", "quiet")  # of the command, not of the run
+
+
+class Bench:
+    """What the labs of one process share: the device, who looks on, what may stop them, data already read."""
+
+    def __init__(self, device: Device, watch: Watch | None = None, stop: Stopper | None = None) -> None:
+        self.device = device
+        self.watch = watch
+        self.stop = stop
+        self._data: dict[str, Data] = {}
+
+    def data(self, cfg: Config) -> Data:
+        key = repr(sorted(cfg["data"].items()))
+        if key not in self._data:
+            size = cfg["model"].get("input_size")
+            self._data[key] = datasets.build(cfg["data"], model_size=size if isinstance(size, int) else None)
+        return self._data[key]
+
+    def lab(self, cfg: Config, run: Run, first: nn.Module | None = None) -> Lab:
+        """The lab of a run whose config is resolved. `first` is what its first `model()` gives."""
+        data = self.data(cfg)
+        rows = run.rows_of("train") if run.rows_meta().get("own_rows") == "true" else None
+        return Lab(
+            run=run,
+            data=data,
+            task=parts.task(cfg, data),
+            device=self.device,
+            build=parts.once(first, parts.make_model(cfg["model"], data)),
+            settings=parts.settings(cfg),
+            seed=cfg["seed"],
+            rows=rows,
+            watch=self.watch,
+            stop=self.stop,
+            open=self.open,
+            fork=lambda name, **changes: self.fork(cfg, run, name, **changes),
+        )
+
+    def start(self, cfg: Config, out: Path, command: str, overrides: list[str]) -> Lab:
+        """A new run. All that can go wrong with data and model goes wrong before its folder is made."""
+        data = self.data(cfg)
+        parts.task(cfg, data)
+        first = parts.first_model(cfg, data)
+        optim.finetune(cfg["finetune"]).groups(first, 1.0, 0.0)  # refuses more blocks than there are
+        self.device.settle(parts.multiply_adds(first, data.shape) * cfg["batch_size"])
+        stored = {k: v for k, v in cfg.items() if k not in NOT_STORED}
+        stored["data"] = parts.resolve_data(cfg["data"], data)
+        stored["model"] = parts.resolve_model(cfg["model"], first)
+        stored["device"] = self.device.resolved()
+        self._data[repr(sorted(stored["data"].items()))] = data
+        run = Run.create(out, stored)
+        _write_rows(run, data)
+        notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
+        run.write_json("environment.json", environment.describe(self.device, command, overrides) | {"notes": notes})
+        return self.lab(stored, run, first)
+
+    def resume(self, run: Run) -> Lab:
+        """The lab of a run that is not finished, with the settings stored in it."""
+        cfg = stored_config(run)
+        fingerprint = self.data(cfg).fingerprint
+        if run.rows_meta().get("data", fingerprint) != fingerprint:
+            raise Refused(f"the data of {run.path} has changed since it started; train a new run")
+        return self.lab(cfg, run)
+
+    def open(self, path: str | Path) -> Lab:
+        """The lab of an existing run, from its folder alone."""
+        run = Run.open(path)
+        cfg = stored_config(run)
+        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run)
+
+    def fork(
+        self, cfg: Config, parent: Run, name: str, *, seed: int | None = None, rows: Tensor | None = None, **groups: Any
+    ) -> Lab:
+        """A member of `parent`: a run of its own whose config says truly how it was made; the same one on replay."""
+        path = parent.member(name)
+        if (path / "config.yaml").is_file():
+            run = Run.open(path)
+            return self.lab(run.config, run)
+        cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
+        if seed is not None:
+            cfg["seed"] = seed
+        data = self.data(cfg)
+        run = Run.create(path, cfg)
+        _write_rows(run, data, rows)
+        return self.lab(cfg, run)
+
+
+def stored_config(run: Run) -> Config:
+    """The config of a run, checked for the nodes that every run has."""
+    cfg = run.config
+    lacking = [k for k in ("data", "model", "device", "loss", "strategy", "optim", "schedule") if k not in cfg]
+    if lacking:
+        raise Refused(f"{run.path / 'config.yaml'} lacks {', '.join(lacking)}; it was not written by sftc train")
+    return cfg
+
+
+def _write_rows(run: Run, data: Data, rows: Tensor | None = None) -> None:
+    own = {s: split.rows for s, split in data.splits.items() if s != "test"}
+    mark = {"data": data.fingerprint, "own_rows": "false"}
+    if rows is not None:
+        own["train"], mark["own_rows"] = rows, "true"
+    run.write_rows(own, mark)

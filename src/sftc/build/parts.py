@@ -1,0 +1,150 @@
+"""One node of a config -> one part, and every `auto` in it replaced by what was chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sftc import data as datasets
+from sftc import models, optim, track
+from sftc.data import Data
+from sftc.device import Device
+from sftc.errors import Refused, choose
+from sftc.lab import Settings
+from sftc.loop import Budget
+from sftc.strategies import STRATEGIES
+from sftc.tasks import TASKS, fitting_loss
+from sftc.types import Strategy, Task
+
+Config = dict[str, Any]
+
+
+def check(cfg: Config) -> None:
+    """Everything that can be refused before any data is read. Raises Refused."""
+    if cfg.get("resume"):
+        return
+    strategy(cfg)
+    Device(**cfg["device"])
+    models.check(cfg["model"])
+    optim.check(cfg["optim"], cfg["schedule"], cfg["finetune"])
+    datasets.check(cfg["data"])
+    choose("tracker", cfg["tracker"]["name"], track.TRACKERS)
+    _check_ending(cfg["loss"]["name"], cfg["model"])
+    if cfg["max_steps"] is None and cfg["epochs"] < 1:
+        raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
+
+
+def _check_ending(loss: str, model: Config) -> None:
+    """The negative log-likelihood of what are no log-probabilities has no lower bound."""
+    if loss == "nll" and not model.get("log_softmax"):
+        way = "set model.log_softmax=true, or " if "log_softmax" in model else ""
+        raise Refused(
+            f"loss=nll needs a model that ends in LogSoftmax, {model['name']} does not; {way}"
+            "use loss=cross_entropy, which is the same and takes any"
+        )
+
+
+def strategy(cfg: Config) -> Strategy:
+    node = dict(cfg["strategy"])
+    name = choose("strategy", node.pop("name"), STRATEGIES)
+    return STRATEGIES[name](**node)
+
+
+def task(cfg: Config, data: Data) -> Task:
+    """The task the data asks for, with the configured loss."""
+    node = dict(cfg["loss"])
+    more: dict[str, Any] = {"loss": fitting_loss(node.pop("name"), data.kind), "monitor": cfg["monitor"]}
+    smoothing = node.pop("smoothing", 0.0)
+    if data.kind == "classes":
+        more["smoothing"] = smoothing
+    elif smoothing:
+        raise Refused(f"loss.smoothing={smoothing} is for classes; the data holds {data.kind}: leave it at 0")
+    if data.kind != "classes" and cfg["model"].get("log_softmax"):
+        raise Refused(f"model.log_softmax=true is for classes; the data holds {data.kind}: leave it at false")
+    if data.kind == "values":
+        return TASKS["values"](data.class_names, mean=data.target_mean, std=data.target_std, **more, **node)
+    return TASKS[data.kind](data.class_names, class_weight=data.class_weights, **more, **node)
+
+
+def settings(cfg: Config) -> Settings:
+    return Settings(
+        optim=cfg["optim"],
+        schedule=cfg["schedule"],
+        finetune=cfg["finetune"],
+        budget=Budget(cfg["epochs"], cfg["max_steps"], cfg["patience"], cfg["target"]),
+        batch_size=cfg["batch_size"],
+        eval_batch_size=cfg["eval_batch_size"],
+        micro_batch_size=cfg["micro_batch_size"],
+        clip=cfg["clip"],
+        ema=cfg["ema"],
+        l1=cfg["penalty"]["l1"],
+        l2_sp=cfg["penalty"]["l2_sp"],
+    )
+
+
+def bare(node: Config) -> Config:
+    """A model node without its first weights: what a stored run is rebuilt from, with no network and no other file."""
+    return {**node, "pretrained": "false", "checkpoint": None}
+
+
+def resolve_model(node: Config, model: nn.Module) -> Config:
+    """Every `auto` of a model node replaced by what was chosen."""
+    facts = getattr(model, "facts", {})
+    chosen = {k: facts[k] for k in ("input_size", "mean", "std") if k in facts and k in node}
+    pretrained = {"pretrained": "true" if facts.get("pretrained") == "loaded" else "false"}
+    return {**node, **chosen, **(pretrained if "pretrained" in node else {})}
+
+
+def resolve_data(node: Config, data: Data) -> Config:
+    out = dict(node)
+    if out.get("root"):
+        out["root"] = os.path.abspath(os.path.expanduser(out["root"]))
+    if "size" in out and len(data.shape) == 3:
+        out["size"] = data.shape[-1]
+    return {**out, "download": False} if "download" in out else out
+
+
+def make_model(node: Config, data: Data) -> Callable[[], nn.Module]:
+    return lambda: models.build(node, out_dim=data.out_dim, shape=data.shape)
+
+
+def first_model(cfg: Config, data: Data) -> models.Vision:
+    """The model as it starts. Made before the folder is, so that what cannot be built leaves nothing behind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(cfg["seed"])
+        return models.build(cfg["model"], out_dim=data.out_dim, shape=data.shape)
+
+
+def about(facts: Config) -> str:
+    """One line on the model that was built."""
+    rest = "; ".join(f"{k} {v}" for k, v in facts.items() if k not in ("family", "name", "params", "mean", "std"))
+    return f"model {facts['name']}: {facts['params']:,} parameters; {rest}"
+
+
+def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """Of one row's forward through the dense and convolution layers: nearly all there is."""
+    counts: list[float] = []
+
+    def count(layer: nn.Module, _inputs: Any, out: torch.Tensor) -> None:
+        weight: Any = layer.weight
+        counts.append(weight.numel() * out[0].numel() / weight.shape[0])
+
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d))
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    was = model.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    model.train(was)
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+def once(first: nn.Module | None, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The first call gives the model that was already built to see that it can be; the same seed made it."""
+    held = [first] if first is not None else []
+    return lambda: held.pop() if held else build()

@@ -1,0 +1,224 @@
+"""`debug=smoke` works with every other choice: all pairs of options of all groups, read from conf/.
+
+A new option joins by itself. It must train with everything else, or be refused in one line for a reason in REFUSED.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from files import make, write_cifar, write_mnist
+from sftc import build
+from sftc.build.bench import Bench
+from sftc.cli import compose, conf
+from sftc.device import Device
+from sftc.errors import Refused
+from sftc.store import Run
+
+DIRS = [conf.conf_dir()]
+Choice = tuple[str, str]  # group, option with the further overrides that make it what it is
+Row = dict[str, str]  # group -> option
+
+# Options that are several things in one, or that need a word more.
+VARIANTS = {
+    ("data", "fake"): ["fake", "fake data.kind=labels", "fake data.kind=values"],
+    ("loss", "nll"): ["nll model.log_softmax=true"],
+}
+# Options that need a machine of their own; without it they say so (tests of the device).
+ELSEWHERE = {("device", "cuda"), ("device", "mps")}
+
+
+def options() -> dict[str, list[str]]:
+    return {
+        group: [
+            text for name in names if (group, name) not in ELSEWHERE for text in VARIANTS.get((group, name), [name])
+        ]
+        for group, names in conf.groups(DIRS).items()
+        if group not in conf.GLOBAL  # experiments set the other groups, debug is what is tested
+    }
+
+
+OPTIONS = options()
+VALUES = {"diabetes", "fake data.kind=values"}
+LABELS = {"fake data.kind=labels"}
+CLASSES = set(OPTIONS["data"]) - VALUES - LABELS
+NLL = "nll model.log_softmax=true"
+OWN = {"mlp", "simple_cnn", "linear"}
+
+# Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
+REFUSED = [
+    # A loss is made for one kind of target.
+    ("loss", {"cross_entropy", NLL}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
+    ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),
+    ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
+    ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
+    # Convolutions and patches need pictures.
+    ("model", set(OPTIONS["model"]) - {"mlp", "linear"}, "data", {"diabetes"}, "reads pictures.* use model=mlp"),
+    # Only our own nets can end in LogSoftmax.
+    ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
+    # The only block of a linear model is its head: nothing can be kept of it.
+    ("model", {"linear"}, "finetune", {"first_n"}, r"finetune\.n=1"),
+]
+
+
+def refusal(a: Choice, b: Choice) -> str | None:
+    """What is said when two choices meet; None if they go together."""
+    for group, these, other, those, says in REFUSED:
+        for x, y in ((a, b), (b, a)):
+            if x[0] == group and y[0] == other and x[1] in these and y[1] in those:
+                return says
+    return None
+
+
+def pairs() -> list[tuple[Choice, Choice]]:
+    found = []
+    for one, two in itertools.combinations(OPTIONS, 2):
+        found += [((one, a), (two, b)) for a in OPTIONS[one] for b in OPTIONS[two]]
+    return found
+
+
+def cover(wanted: Sequence[tuple[Choice, Choice]], groups: dict[str, list[str]]) -> list[Row]:
+    """Few rows, an option of every group each, that hold all wanted pairs and no refused one; greedy."""
+    todo, rows, used = dict.fromkeys(wanted), [], dict.fromkeys(wanted, 0)
+    while todo:
+        row = complete(dict(next(iter(todo))), groups, todo)
+        assert row is not None, f"{next(iter(todo))} fits into no row: REFUSED says too much"
+        for pair in itertools.combinations([(g, row[g]) for g in groups], 2):
+            todo.pop(pair, None)
+            used[pair] = used.get(pair, 0) + 1
+        rows.append(row)
+    return rows
+
+
+def complete(row: Row, groups: dict[str, list[str]], todo: dict[tuple[Choice, Choice], None]) -> Row | None:
+    """`row` with an option of every group, those first that hold most pairs still to do; None if nothing fits."""
+    left = [g for g in groups if g not in row]
+    if not left:
+        return row
+    group = left[0]
+    order = list(groups)
+
+    def gain(option: str) -> int:
+        new = [((g, o), (group, option)) for g, o in row.items()]
+        return sum((p if order.index(p[0][0]) < order.index(group) else p[::-1]) in todo for p in new)
+
+    for option in sorted(groups[group], key=gain, reverse=True):
+        if all(refusal((g, o), (group, option)) is None for g, o in row.items()):
+            found = complete({**row, group: option}, groups, todo)
+            if found is not None:
+                return {g: found[g] for g in groups}
+    return None
+
+
+ALLOWED = [p for p in pairs() if refusal(*p) is None]
+ROWS = cover(ALLOWED, OPTIONS)
+# Half a second each: our own nets. Those of the hubs take from two seconds to a minute.
+LIGHT = [row for row in ROWS if row["model"] in OWN]
+SAMPLE = random.Random(0).sample(LIGHT, 10)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
+    """Files for every data set that reads files."""
+    home = tmp_path_factory.mktemp("files")
+    write_mnist(home / "mnist" / "MNIST" / "raw", zipped=False)
+    write_mnist(home / "fashion_mnist" / "FashionMNIST" / "raw", zipped=True)
+    make(home / "image_folder", n=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        write_cifar(home / "cifar10", "CIFAR10", patch)
+        write_cifar(home / "cifar100", "CIFAR100", patch)
+        yield {p.name: p for p in home.iterdir()}
+
+
+def smoke(row: Row, roots: dict[str, Path], out: Path) -> Run:
+    """What `sftc train debug=smoke GROUP=OPTION ...` does."""
+    overrides = ["debug=smoke", "quiet=true", "device.threads=1"]
+    overrides += [f"{group}={option}" for group, text in row.items() for option in text.split()[:1]]
+    overrides += [word for text in row.values() for word in text.split()[1:]]
+    if (root := roots.get(row.get("data", ""))) is not None:
+        overrides.append(f"data.root={root}")
+    cfg = compose.check_all("train", overrides, DIRS, sweep=False).values
+    build.check(cfg)
+    build.train(cfg, out, overrides, "sftc train")
+    return Run.open(out)
+
+
+def trains(row: Row, roots: dict[str, Path], out: Path) -> None:
+    """It finishes, and its folder alone gives the numbers it reports."""
+    run = smoke(row, roots, out)
+    assert run.finished
+    assert run.result["last"]["step"] == 2
+    assert all(v.isfinite().all() for v in run.weights().values())
+    lab = Bench(Device(**run.config["device"])).open(run.path)
+    assert lab.measure(lab.restore(), "val")[1] == pytest.approx(run.result["val"], abs=0, nan_ok=True)
+
+
+def shown(row: Row) -> str:
+    return " ".join(f"{group}={option}" for group, option in row.items())
+
+
+def test_the_rows_hold_all_pairs_that_go_together():
+    met = {pair for row in ROWS for pair in itertools.combinations(row.items(), 2)}
+    assert set(ALLOWED) <= met
+    assert all(refusal(*pair) is None for pair in met)
+    alone = {(g, o) for g, names in OPTIONS.items() for o in names}
+    assert alone == {choice for row in ROWS for choice in row.items()}
+    assert len(ROWS) < 2 * max(len(a) * len(b) for a, b in itertools.combinations(OPTIONS.values(), 2))
+
+
+@pytest.mark.parametrize("row", SAMPLE, ids=shown)
+def test_smoke_trains_on_a_sample_of_the_rows(row: Row, roots, tmp_path: Path):
+    trains(row, roots, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=shown)
+def test_smoke_trains_with_all_pairs(row: Row, roots, tmp_path: Path):
+    try:
+        trains(row, roots, tmp_path / "run")
+    finally:
+        for file in tmp_path.rglob("*.safetensors"):  # up to three gigabytes each, and there are many
+            file.unlink()
+
+
+def refused(pair: tuple[Choice, Choice], roots, out: Path) -> None:
+    row = {"model": "mlp", **dict(pair)}
+    with pytest.raises(Refused, match=refusal(*pair)) as error:
+        smoke(row, roots, out)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+EXCLUDED = [p for p in pairs() if refusal(*p) is not None]
+ONE_EACH = list(
+    {refusal(*p): p for p in EXCLUDED if ("loss", NLL) in p or p[0][1] in OWN or p[0][0] != "model"}.values()
+)
+
+
+@pytest.mark.parametrize("pair", ONE_EACH, ids=lambda p: shown(dict(p)))
+def test_what_excludes_each_other_is_refused_in_one_line(pair, roots, tmp_path: Path):
+    refused(pair, roots, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", EXCLUDED, ids=lambda p: shown(dict(p)))
+def test_all_that_exclude_each_other_are_refused_in_one_line(pair, roots, tmp_path: Path):
+    refused(pair, roots, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", conf.groups(DIRS)["experiment"])
+def test_smoke_runs_every_experiment(name: str, roots, tmp_path: Path):
+    file = conf.groups(DIRS)["experiment"][name]
+    data = re.search(r"override /data: (\w+)", file.read_text())
+    row = {"experiment": name, **({"data": data[1]} if data else {})}
+    run = smoke(row, roots, tmp_path / "run")
+    assert run.finished
+    assert json.loads((run.path / "result.json").read_text())["last"]["step"] == 2

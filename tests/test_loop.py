@@ -86,6 +86,17 @@ def test_nan_is_never_best():
     assert trainee.best["epoch"] == 1
 
 
+def test_equal_monitors_are_told_apart_by_loss_but_do_not_buy_patience():
+    learner = Learner(torch.nn.Linear(1, 2), Classification("ab"))
+    trainee = Trainee(learner, torch.optim.SGD([torch.zeros(1)], 1), None, None)
+    trainee.judge({"accuracy": 0.9, "loss": 0.5}, 0, 1)
+    assert trainee.judge({"accuracy": 0.9, "loss": 0.4}, 1, 2)
+    assert not trainee.judge({"accuracy": 0.9, "loss": 0.6}, 2, 3)
+    assert trainee.best is not None
+    assert trainee.best["epoch"] == 1
+    assert trainee.stale == 2
+
+
 def test_micro_batches_give_the_same_weights(tmp_path):
     a, b = run(tmp_path / "a", "optim=sgd"), run(tmp_path / "b", "optim=sgd", "micro_batch_size=10")
     for k, v in a.weights().items():

@@ -48,8 +48,7 @@ def swept(tmp_path_factory) -> Path:
     return out
 
 
-# The first job, one after another precision and format, one after another number of threads, the last.
-@pytest.mark.parametrize("number", [0, 3, 4, 7])
+@pytest.mark.parametrize("number", [0, 4, 7])  # the first, the first after another precision, the last
 def test_a_job_of_a_sweep_is_bit_identical_to_the_command_alone(number: int, swept: Path, tmp_path: Path):
     before = torch.get_num_threads(), torch.random.get_rng_state()
     assert main(["train", *COMMON, *JOBS[number], f"out={tmp_path / 'alone'}"]) == 0
@@ -68,12 +67,12 @@ def test_the_comparison_sees_precision_and_jobs_are_in_order(swept: Path):
 
 
 def test_a_job_after_one_that_failed(tmp_path: Path):
-    """The second job of each precision is refused half-way, with the device already set up."""
-    sweep = ["device.precision=bf16-mixed,32", "data.classes=null,[0,77],[1,2]", f"out={tmp_path / 'all'}"]
+    """The first job of each precision is refused half-way, with the device already set up."""
+    sweep = ["device.precision=bf16-mixed,32", "data.classes=[0,77],[1,2]", f"out={tmp_path / 'all'}"]
     assert main(["train", "-m", *COMMON, *sweep]) == 1
     alone = ["device.precision=32", "data.classes=[1,2]", f"out={tmp_path / 'alone'}"]
     assert main(["train", *COMMON, *alone]) == 0
-    assert same(Run.open(tmp_path / "all" / "5"), Run.open(tmp_path / "alone"))
+    assert same(Run.open(tmp_path / "all" / "3"), Run.open(tmp_path / "alone"))
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ its code; a job of a sweep leaves its end in `status.json` and lets the next one
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import shlex
 import sys
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,26 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
 
 
 def _work(command: str, values: dict[str, Any], out: Path | None, overrides: list[str]) -> float | None:
-    build = importlib.import_module("sftc.build")  # the first import of torch
+    with _uncollected():
+        build = importlib.import_module("sftc.build")  # the first import of torch
+        if command == "train":
+            build.check(values)  # makes the first optimizer, for which torch imports as much again
     if command == "train":
-        build.check(values)
         return build.train(values, out, overrides, _command(command, overrides))
     {"eval": build.evaluate, "export": build.export}[command](values)
     return None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: it would look for garbage among a million new objects that stay, for a second."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _command(command: str, overrides: list[str]) -> str:

@@ -72,19 +72,18 @@ class Trainee:
         return self.learner.student if self.ema is None else self.ema.module
 
     def judge(self, metrics: Metrics, epoch: int, step: int) -> bool:
-        """Note an epoch's metrics; True if they are the best so far. A NaN is never better."""
+        """Note an epoch's metrics; True if they are the best so far. Equal monitors: the lower loss. NaN is never better."""
         task = self.learner.task
         self.last = metrics
-        value = metrics.get(task.monitor, math.nan)
-        sign = 1 if task.maximize else -1
-        held = -math.inf if self.best is None else self.best["rank"]
-        rank = -math.inf if math.isnan(value) else sign * value
+        value = _rank(metrics.get(task.monitor, math.nan), task.maximize)
+        rank = [value, _rank(metrics.get("loss", math.nan), False)]
+        held = [-math.inf, -math.inf] if self.best is None else self.best["rank"]
+        # Patience waits for the monitor itself: a loss falls long after an accuracy has stood still.
+        self.stale = 0 if self.best is None or value > held[0] else self.stale + 1
         if self.best is not None and rank <= held:
-            self.stale += 1
             return False
         self.best = {"epoch": epoch, "step": step, "rank": rank, "val": metrics}
         self.best_state = host_state(self.scored)
-        self.stale = 0
         return True
 
     def reached(self, target: float) -> bool:
@@ -130,6 +129,13 @@ class Fitted:
         self.last = last  # the same of the last weights
         self.seconds = seconds  # training and validation, over all sittings
         self.ended = ended  # by "budget", "target" or "patience"
+
+
+def _rank(value: float, maximize: bool) -> float:
+    """The larger, the better; what is not a number comes last."""
+    if math.isnan(value):
+        return -math.inf
+    return value if maximize else -value
 
 
 def host_state(module: nn.Module) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def test_a_fit_is_the_loop_everybody_writes(optimizer, tmp_path):
     (fitted,) = home.fit(home.model())
     model = home.model().train()
     rule = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
-    more = {"momentum": 0.9} if optimizer == "sgd" else {}
+    more = {"momentum": 0.9} if optimizer == "sgd" else {"fused": True}
     update = rule(model.parameters(), home.settings.optim["lr"], weight_decay=0, **more)
     source = home.source("train", train=True)
     for epoch in range(2):

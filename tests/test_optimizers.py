@@ -39,8 +39,10 @@ def update(model: nn.Module, rule: torch.optim.Optimizer) -> None:
     ("name", "keys", "right"),
     [
         ("sgd", {"momentum": 0.9, "nesterov": True}, lambda g: torch.optim.SGD(g, momentum=0.9, nesterov=True)),
-        ("adam", {"betas": [0.8, 0.99]}, lambda g: torch.optim.Adam(g, betas=(0.8, 0.99))),
-        ("adamw", {"eps": 1e-6}, lambda g: torch.optim.AdamW(g, eps=1e-6)),
+        ("adam", {"betas": [0.8, 0.99]}, lambda g: torch.optim.Adam(g, betas=(0.8, 0.99), fused=True)),
+        ("adamw", {"eps": 1e-6}, lambda g: torch.optim.AdamW(g, eps=1e-6, fused=True)),
+        ("adamw", {"kwargs": {"fused": False}}, lambda g: torch.optim.AdamW(g)),
+        ("adamw", {"kwargs": {"foreach": True}}, lambda g: torch.optim.AdamW(g, foreach=True)),
         ("rmsprop", {"kwargs": {"alpha": 0.9}}, lambda g: torch.optim.RMSprop(g, alpha=0.9)),
     ],
 )

@@ -72,7 +72,7 @@ class Trainee:
         return self.learner.student if self.ema is None else self.ema.module
 
     def judge(self, metrics: Metrics, epoch: int, step: int) -> bool:
-        """Note an epoch's metrics; True if they are the best so far. Equal monitors: the lower loss. NaN is never better."""
+        """Note an epoch's metrics; True if they are the best so far, by the monitor, then by loss. NaN never is."""
         task = self.learner.task
         self.last = metrics
         value = _rank(metrics.get(task.monitor, math.nan), task.maximize)
@@ -95,7 +95,7 @@ class Trainee:
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "ema": None if self.ema is None else host_state(self.ema.module),
+            "ema": None if self.ema is None else {k: v.detach().cpu() for k, v in self.ema.module.state_dict().items()},
             "best": self.best,
             "best_state": self.best_state,
             "last": self.last,
@@ -159,7 +159,8 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         scaler = self.objective.device.scaler
         return {
-            "objective": host_state(self.objective),
+            # No copies: like the optimizer's, this state is written before the next step changes it.
+            "objective": {k: v.detach().cpu() for k, v in self.objective.state_dict().items()},
             "trainees": [t.state_dict() for t in self.trainees],
             "scaler": None if scaler is None else scaler.state_dict(),
             "step": self.step,

@@ -136,13 +136,13 @@ def test_the_comparison_sees_a_spoiled_state(spoil, whole, teacher, tmp_path):
     home = lab(tmp_path / "run", *OPTIONS, stop=After(4))
     with pytest.raises(Stopped):
         Everything(teacher).run(home)
-    state = home.run.checkpoint()
+    state = home.run.checkpoints.read()
     if spoil == "step":
         state["step"] += 1
     else:
         moments = state["trainees"][0]["optimizer"]["state"]
         next(iter(moments.values()))["exp_avg"] += 1e-3
-    home.run.write_checkpoint(state)
+    home.run.checkpoints.write(state)
     Everything(teacher).run(lab(tmp_path / "run"))
     expected, got = weights(whole), weights(tmp_path / "run")
     assert not all(torch.equal(got[k], v) for k, v in expected.items())

@@ -124,9 +124,9 @@ def test_ema_scores_and_keeps_the_average(tmp_path):
     home = lab(tmp_path / "a", "ema=0.99", "epochs=3")
     student = home.model()
     (fitted,) = home.fit(student)
-    raw = home.run.checkpoint()["objective"]  # type: ignore[index]
+    raw = home.run.checkpoints.read()["objective"]  # type: ignore[index]
     assert any(not torch.equal(raw[f"students.0.{k}"], v) for k, v in fitted.last_state.items())
-    assert fitted.last["val"] == home.run.checkpoint()["trainees"][0]["last"]  # type: ignore[index]
+    assert fitted.last["val"] == home.run.checkpoints.read()["trainees"][0]["last"]  # type: ignore[index]
 
 
 def test_clipping_bounds_the_step(tmp_path):
@@ -174,7 +174,7 @@ def test_what_is_not_finite_is_named_and_all_before_it_is_saved(where, tmp_path)
     else:
         named = int(text.split("rows ")[1].split()[0])
         assert named in rows.tolist()
-    state = home.run.checkpoint()
+    state = home.run.checkpoints.read()
     assert state is not None
     assert state["step"] == 4
     assert all(v.isfinite().all() for v in state["objective"].values())
@@ -191,6 +191,6 @@ def test_the_budget_counts_steps():
 def test_a_fit_is_written_in_plain_types(tmp_path):
     home = lab(tmp_path / "a", "ema=0.9", "schedule=onecycle")
     home.fit(home.model())
-    state = home.run.checkpoint()  # reads with weights_only
+    state = home.run.checkpoints.read()  # reads with weights_only
     assert state is not None
     assert state["ended"] == "budget"

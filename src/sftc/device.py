@@ -229,9 +229,9 @@ class Device:
         """Most memory the process held: on the GPU where there is one, else resident set size."""
         if self.kind == "cuda":
             return torch.cuda.max_memory_allocated(self.torch)
-        with contextlib.suppress(OSError, StopIteration):  # Linux; ru_maxrss counts the process that started us, too
-            with open("/proc/self/status") as f:
-                return 1024 * next(int(line.split()[1]) for line in f if line.startswith("VmHWM:"))
+        # Linux; ru_maxrss counts the process that started us, too
+        with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as f:
+            return 1024 * next(int(line.split()[1]) for line in f if line.startswith("VmHWM:"))
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac

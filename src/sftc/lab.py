@@ -186,7 +186,7 @@ class Lab:
         ]
         pairs = list(sources) if sources is not None else [self._sources(rows, val_rows)]
         state = self._assemble(students, [a for a, _ in pairs], epochs)
-        saved = self.run.checkpoint()
+        saved = self.run.checkpoints.read()
         if saved is not None:
             state.load_state_dict(saved)
             self.run.forget_after(state.step)
@@ -201,7 +201,7 @@ class Lab:
                     micro=self.settings.micro_batch_size,
                     score=lambda i, module: self._score(module, students[i], pairs[students[i].source][1]),
                     log=self._log,
-                    save=self.run.write_checkpoint,
+                    save=self.run.checkpoints.write,
                     stop=self.stop,
                     tick=self.watch.tick,
                 )
@@ -293,7 +293,7 @@ class Lab:
         }
         self.run.write_result(result)
         self.run.mark("finished", value=result["val"].get(self.task.monitor))
-        self.run.drop_checkpoint()
+        self.run.checkpoints.drop()
 
 
 def _unowned(groups: list[dict[str, Any]], owned: set[int]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
             return rows[:, :-1], rows[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)
+    return load_digits(return_X_y=True)  # type: ignore[return-value]
 
 
 def diabetes() -> Raw:

@@ -1,108 +1,23 @@
-"""The run folder: the only file that writes the state of a run to disk, and the only one that believes what it reads.
-
-Every write is temp + fsync + rename, so a kill leaves the old file or the new one. Weights are safetensors, training
-states `weights_only` pickles of plain types, configs plain YAML: opening somebody's run executes nothing from it.
-"""
+"""The run folder: what teachers, leaders, members and inputs of fuse are named by."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sftc.errors import Refused
+from sftc.errors import Refused, nearest
+from sftc.store.checkpoints import Checkpoints
+from sftc.store.files import plain, read_meta, read_tensors, write_tensors, write_text
 from sftc.types import Predictions
 
 FORMAT = 1  # of the folder; a newer one is refused
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    try:
-        yield temp
-        with temp.open("rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    with _replacing(path) as temp:
-        temp.write_bytes(content)
-
-
-def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
-    """Safetensors. Tied weights are stored once each: the format refuses shared memory."""
-    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    write_bytes(path, save(plain, dict(meta or {})))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises Refused: the file is missing, or not whole."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise Refused(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as e:
-        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
-
-
-def read_meta(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as f:
-            return f.metadata() or {}
-    except (SafetensorError, OSError) as e:
-        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Content hash of named tensors: says which weights a prediction came from."""
-    h = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
-        h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
-    return h.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """A config or result of plain types: what YAML and JSON can hold. NaN and infinity become None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return plain(value.item())
-    return str(value)
 
 
 class Run:
@@ -268,33 +183,16 @@ class Run:
         path = self.path / "rows.safetensors"
         return read_meta(path) if path.is_file() else {}
 
-    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """checkpoint/last.pt: plain types and tensors only, so that `weights_only` reads it."""
-        with _replacing(self.path / "checkpoint" / "last.pt") as temp:
-            torch.save(dict(state), temp)
-
-    def checkpoint(self) -> dict[str, Any] | None:
-        path = self.path / "checkpoint" / "last.pt"
-        if not path.is_file():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:  # torch raises whatever the damaged bytes led to
-            raise Refused(f"{path} cannot be read back ({str(e).splitlines()[0]})") from None
-
-    def drop_checkpoint(self) -> None:
-        """A finished run keeps its weights, not its optimizer."""
-        (self.path / "checkpoint" / "last.pt").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (self.path / "checkpoint").rmdir()
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The states of this run's fit."""
+        return Checkpoints(self.path / "checkpoint")
 
     def member(self, name: str) -> Path:
         return self.path / "members" / name
 
 
 def _neighbour(path: Path) -> str:
-    from sftc.errors import nearest
-
     parent = path.parent
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     return nearest(path.name, names) or f" (looked in {parent.resolve()})"

@@ -1,0 +1,92 @@
+"""States of a fit on disk: the newest two, each named by its own content, so a torn one is seen and passed over."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from sftc.errors import Refused
+from sftc.store.files import settle, temporary
+
+KEEP = 2
+_NAME = re.compile(r"(\d{10})-([0-9a-f]{32})\.pt")
+
+
+class _Hashing:
+    """A file that knows the hash of what was written to it. torch.save writes from front to back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.hash = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class Checkpoints:
+    """A folder of states. Each is a `weights_only` pickle of plain types and tensors: reading one executes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self) -> list[Path]:
+        """Newest first."""
+        found = [p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)] if self.folder.is_dir() else []
+        return sorted(found, key=lambda p: (int(p.name[:10]), p.stat().st_mtime_ns), reverse=True)
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Keep `state`, and of the older ones the newest. `state["step"]` orders them."""
+        older = self.files()
+        with temporary(self.folder / "state") as temp:
+            with temp.open("wb") as f:
+                out = _Hashing(f)
+                torch.save(dict(state), out)  # type: ignore[arg-type]
+            target = self.folder / f"{state['step']:010d}-{out.hash.hexdigest()}.pt"
+            settle(temp, target)
+        for file in [p for p in older if p != target][KEEP - 1 :]:
+            file.unlink(missing_ok=True)
+
+    def read(self) -> dict[str, Any] | None:
+        """The newest whole state; None if none was ever written. Damaged ones are named in a warning.
+
+        Raises:
+            Refused: there are some, and none is whole.
+        """
+        files = self.files()
+        for file in files:
+            state = _load(file)
+            if state is not None:
+                return state
+            warnings.warn(f"checkpoint {file} is damaged; going back to the one before", stacklevel=2)
+        if files:
+            raise Refused(f"no checkpoint in {self.folder} can be read back; train a new run")
+        return None
+
+    def drop(self) -> None:
+        """A finished run keeps its weights, not its optimizer."""
+        for file in self.files():
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+def _load(file: Path) -> dict[str, Any] | None:
+    match = _NAME.fullmatch(file.name)
+    try:
+        with file.open("rb") as f:
+            if match is None or hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest() != match[2]:
+                return None
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises whatever the bytes led it to
+        return None

@@ -1,0 +1,100 @@
+"""Files that are whole or not there: temp + fsync + rename. Tensors as safetensors, and their hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sftc.errors import Refused
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; gone afterwards unless `settle` made it something."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        yield temp
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def settle(temp: Path, path: Path) -> None:
+    """Put a file that is written in the place of `path`: after a power cut the old one is there, or the new one."""
+    with temp.open("rb") as f:
+        os.fsync(f.fileno())
+    os.replace(temp, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with temporary(path) as temp:
+        temp.write_bytes(content)
+        settle(temp, path)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
+    """Safetensors. Tied weights are stored once each: the format refuses shared memory."""
+    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    write_bytes(path, save(plain, dict(meta or {})))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises Refused: the file is missing, or not whole."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise Refused(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as e:
+        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
+
+
+def read_meta(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Content hash of named tensors: says which weights a prediction came from."""
+    h = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return h.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A config or result of plain types: what YAML and JSON can hold. NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return plain(value.item())
+    return str(value)

@@ -1,0 +1,92 @@
+"""States on disk: the newest two, whole or passed over, and never executed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+from sftc.errors import Refused
+from sftc.store.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Checkpoints(tmp_path / "checkpoint")
+
+
+def state(step):
+    return {"step": step, "weights": {"w": torch.full((50,), float(step))}}
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_read(kept):
+    assert kept.read() is None
+    for step in (1, 2, 30):
+        kept.write(state(step))
+    assert [int(p.name[:10]) for p in kept.files()] == [30, 2]
+    assert kept.read()["step"] == 30
+    assert torch.equal(kept.read()["weights"]["w"], torch.full((50,), 30.0))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(damage, kept):
+    kept.write(state(1))
+    kept.write(state(2))
+    newest = kept.files()[0]
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content[: {"cut": -7, "flip": len(content), "empty": 0}[damage]])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert kept.read()["step"] == 1
+
+
+def test_nothing_whole_is_refused(kept):
+    kept.write(state(1))
+    kept.files()[0].write_bytes(b"no")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Refused, match="train a new run"):
+        kept.read()
+
+
+def test_a_write_that_fails_leaves_what_was_there(kept, monkeypatch):
+    kept.write(state(1))
+    before = sorted(p.name for p in kept.folder.iterdir())
+
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        kept.write(state(2))
+    monkeypatch.undo()
+    assert sorted(p.name for p in kept.folder.iterdir()) == before
+    assert kept.read()["step"] == 1
+
+
+def test_a_state_with_code_is_not_executed(kept, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    kept.folder.mkdir()
+    torch.save({"step": 1, "x": Bomb()}, tmp_path / "x.pt")
+    content = (tmp_path / "x.pt").read_bytes()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    (kept.folder / f"0000000001-{digest}.pt").write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Refused):
+        kept.read()
+    assert not (tmp_path / "boom").exists()
+
+
+def test_the_same_state_twice_is_one_file(kept):
+    kept.write(state(1))
+    kept.write(state(1))
+    assert len(kept.files()) == 1
+
+
+def test_dropping_leaves_no_folder(kept):
+    kept.write(state(1))
+    kept.drop()
+    assert not kept.folder.exists()

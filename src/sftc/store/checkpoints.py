@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,8 +57,8 @@ class Checkpoints:
         for file in [p for p in older if p != target][KEEP - 1 :]:
             file.unlink(missing_ok=True)
 
-    def read(self) -> dict[str, Any] | None:
-        """The newest whole state; None if none was ever written. Damaged ones are named in a warning.
+    def read(self, say: Callable[[str], None] = warnings.warn) -> dict[str, Any] | None:
+        """The newest whole state; None if none was ever written. `say` is told of damaged ones.
 
         Raises:
             Refused: there are some, and none is whole.
@@ -68,7 +68,7 @@ class Checkpoints:
             state = _load(file)
             if state is not None:
                 return state
-            warnings.warn(f"checkpoint {file} is damaged; going back to the one before", stacklevel=2)
+            say(f"checkpoint {file} is damaged; going back to the one before")
         if files:
             raise Refused(f"no checkpoint in {self.folder} can be read back; train a new run")
         return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import lab
 from torch import nn
 
+from problems import lab
 from sftc.errors import Stopped
 from sftc.lab import Watch
 
@@ -48,10 +48,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_nothing_of_it_stays(policy, t
     fitted = fit(home, spoiled(home, at={4}))
     assert all(v.isfinite().all() for v in fitted.last_state.values())
     (line,) = home.watch.lines
-    assert "step 4" in line and f"from step {4 if policy == 'skip' else 3}" in line
+    assert "step 4" in line
+    assert f"from step {4 if policy == 'skip' else 3}" in line
     rows = home.run.rows()
     assert [r["step"] for r in rows] == [3, 6, 9]
-    assert "left_out" not in rows[0] and rows[-1]["left_out"] == 1
+    assert "left_out" not in rows[0]
+    assert rows[-1]["left_out"] == 1
     # The same as never having met the step: its batch moved neither weights nor running statistics.
     clean = lab(tmp_path / "b", *OPTIONS, "on_nonfinite=skip")
     model = clean.model()
@@ -138,7 +140,8 @@ def test_out_of_memory_says_that_batchnorm_changes_the_result_and_takes_back_wha
     state = home.run.checkpoints.read()
     assert state is not None
     tracked = [v for k, v in state["objective"].items() if k.endswith("num_batches_tracked")]
-    assert norms and {int(t) for t in tracked} == {9 * 8}
+    assert norms
+    assert {int(t) for t in tracked} == {9 * 8}
 
 
 @pytest.mark.parametrize(("options", "most", "says"), [(("oom=stop",), 10, "micro_batch_size"), ((), 1, "2 rows")])

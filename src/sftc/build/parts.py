@@ -25,7 +25,7 @@ Config = dict[str, Any]
 
 def check(cfg: Config) -> None:
     """Everything that can be refused before any data is read. Raises Refused."""
-    if cfg.get("resume"):
+    if cfg.get("resume") and cfg["resume"] != "auto":
         return
     strategy(cfg)
     Device(**cfg["device"])

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import time
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from problems import SMALL, config
 from sftc import build
@@ -15,23 +17,22 @@ from sftc.store import Run
 
 CASES = {
     "plain": ("model=simple_cnn", "model.dropout=0.2"),
-    "accumulation, ema, mixup": (
-        "model=simple_cnn",
-        "micro_batch_size=10",
-        "ema=0.9",
-        "data.augment.mixup=0.2",
-        "clip=1",
-    ),
+    "all at once": ("model=simple_cnn", "micro_batch_size=10", "ema=0.9", "data.augment.mixup=0.2", "clip=1"),
     "bf16": ("model=simple_cnn", "model.dropout=0.2", "device.precision=bf16-mixed"),
 }
 LONG = ("data.limit=400", "epochs=4", "checkpoint.steps=5", "data.eval_limit=64")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
+@cache
+def _config(case: str) -> dict[str, Any]:
+    return config(*SMALL, *CASES[case], *LONG)
+
+
 def start(out: Path, case: str) -> int:
     """Fork a process that trains in `out`, or goes on there; its exit status is the command's."""
     overrides = [*CASES[case], *LONG]
-    cfg = config(*SMALL, *overrides) | {"resume": "auto", "out": str(out)}
+    cfg = _config(case) | {"resume": "auto", "out": str(out)}
     pid = os.fork()
     if pid:
         return pid

@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_what_was_there(kept, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(Stopped, match="cannot write .*disk full"):
+    with pytest.raises(Stopped, match=r"cannot write .*disk full"):
         kept.write(state(2))
     monkeypatch.undo()
     assert sorted(p.name for p in kept.folder.iterdir()) == before

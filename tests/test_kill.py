@@ -34,7 +34,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 18))])
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_and_gone_on_with_it_ends_bit_identical(case, seed, whole, tmp_path):
     expected, seconds = whole[case]

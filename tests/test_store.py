@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(run, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(Stopped, match="cannot write .*disk full"):
+    with pytest.raises(Stopped, match=r"cannot write .*disk full"):
         run.write_result({"x": 2})
     monkeypatch.undo()
     assert run.result == {"x": 1}

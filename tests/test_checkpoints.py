@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from sftc.errors import Refused
+from sftc.errors import Refused, Stopped
 from sftc.store.checkpoints import Checkpoints
 
 
@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_what_was_there(kept, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Stopped, match=r"cannot write .*disk full"):
         kept.write(state(2))
     monkeypatch.undo()
     assert sorted(p.name for p in kept.folder.iterdir()) == before

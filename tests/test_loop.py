@@ -10,7 +10,7 @@ import torch
 from problems import lab
 from sftc.errors import Stopped
 from sftc.loop import Budget, Trainee
-from sftc.loop.fit import _micro
+from sftc.loop.steps import _micro
 from sftc.objective import Learner
 from sftc.strategies.plain import Plain
 from sftc.tasks import Classification

@@ -1,4 +1,4 @@
-"""Signals and the clock: wait for the step inside a fit, end at once elsewhere."""
+"""Signals and the clock: wait for a question inside a fit, end at once elsewhere."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ def kill(number):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_waits_while_a_fit_polls_and_a_second_does_not(number, code):
-    with Stopper().listening() as stop:
-        with stop.polling():
+def test_a_signal_waits_once_a_fit_asks_and_a_second_does_not(number, code):
+    with Stopper().listening() as stop, stop.polling():
+        assert stop() is None
+        kill(number)
+        why = stop()
+        assert why is not None
+        assert why.code == code
+        with pytest.raises(SystemExit) as second:  # no Stopped, which would have the state saved
             kill(number)
-            why = stop()
-            assert why is not None
-            assert why.code == code
-            with pytest.raises(Stopped) as second:
-                kill(number)
-        assert second.value.code == code
+    assert second.value.code == code
+
+
+def test_before_the_first_question_a_signal_ends_at_once():
+    with Stopper().listening() as stop, stop.polling(), pytest.raises(Stopped, match="SIGTERM"):
+        kill(signal.SIGTERM)  # a model is being compiled, say
 
 
 def test_a_signal_outside_a_fit_ends_at_once():
-    with Stopper().listening(), pytest.raises(Stopped, match="SIGTERM"):
-        kill(signal.SIGTERM)
+    with Stopper().listening() as stop:
+        stop()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            kill(signal.SIGTERM)
 
 
 def test_handlers_are_put_back():

@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from sftc.errors import Refused
+from sftc.errors import Refused, Stopped
 from sftc.store import Run, hash_tensors
 from sftc.types import Predictions
 
@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(run, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Stopped, match=r"cannot write .*disk full"):
         run.write_result({"x": 2})
     monkeypatch.undo()
     assert run.result == {"x": 1}

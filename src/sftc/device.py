@@ -219,6 +219,16 @@ class Device:
         if self.scaler is not None:
             self.scaler.update()
 
+    def out_of_memory(self, error: RuntimeError) -> bool:
+        """Whether an error says that memory ran out; CPUs and Apple GPUs say it in words only."""
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
+
+    def release(self) -> None:
+        """Give back memory that is held for reuse in pieces of the wrong size."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+
     def free_bytes(self) -> int:
         """Memory a resident data set may use: the GPU's where there is one, else the machine's."""
         if self.kind == "cuda":

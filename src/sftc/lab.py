@@ -16,7 +16,7 @@ from sftc import loop, optim
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.loop import Budget, Fit, Fitted, Trainee
+from sftc.loop import Budget, Care, Fit, Fitted, Trainee
 from sftc.losses import L1, L2SP
 from sftc.objective import Learner, Live, Objective
 from sftc.optim.averaging import average
@@ -38,6 +38,7 @@ class Settings:
         batch_size: int = 64,
         eval_batch_size: int = 256,
         micro_batch_size: int | None = None,
+        care: Care | None = None,
         clip: float | None = None,
         ema: float | None = None,
         l1: float = 0.0,
@@ -50,6 +51,7 @@ class Settings:
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.micro_batch_size = micro_batch_size
+        self.care = care or Care()
         self.clip = clip
         self.ema = ema
         self.l1 = l1
@@ -62,6 +64,7 @@ class Watch:
     def begin(self, run: Run, epochs: int, monitor: str) -> None: ...
     def tick(self, step: int, total: int, loss: float | None) -> None: ...
     def row(self, row: dict[str, Any]) -> None: ...
+    def say(self, line: str) -> None: ...
     def end(self) -> None: ...
 
 
@@ -186,24 +189,30 @@ class Lab:
         ]
         pairs = list(sources) if sources is not None else [self._sources(rows, val_rows)]
         state = self._assemble(students, [a for a, _ in pairs], epochs)
-        saved = self.run.checkpoints.read()
+        state.micro = self.settings.micro_batch_size
+        troubles: list[str] = []
+        saved = self.run.checkpoints.read(troubles.append)
         if saved is not None:
             state.load_state_dict(saved)
             self.run.forget_after(state.step)
         budget = self._budget(epochs)
         self.watch.begin(self.run, budget.epochs, self.task.monitor)
+        for line in troubles:
+            self.watch.say(line)
         try:
             with self.stop.polling():
                 return loop.fit(
                     state,
                     device=self.device,
                     budget=budget,
-                    micro=self.settings.micro_batch_size,
+                    care=self.settings.care,
                     score=lambda i, module: self._score(module, students[i], pairs[students[i].source][1]),
                     log=self._log,
                     save=self.run.checkpoints.write,
+                    load=self._roll_back,
                     stop=self.stop,
                     tick=self.watch.tick,
+                    say=self.watch.say,
                 )
         finally:
             self.watch.end()
@@ -243,9 +252,15 @@ class Lab:
             trainees.append(Trainee(x, optimizer, schedule, finetune, clip=s.clip, ema=ema))
         return Fit(objective, trainees, sources)
 
+    def _roll_back(self) -> dict[str, Any] | None:
+        saved = self.run.checkpoints.read(self.watch.say)
+        if saved is not None:
+            self.run.forget_after(saved["step"])
+        return saved
+
     def _score(self, module: nn.Module, learner: Learner, val: Source) -> Metrics:
         meter = learner.task.meter(full=False)
-        loop.predict(module, val, learner.task, self.device, meter, keep=False)
+        loop.predict(module, val, learner.task, self.device, meter, keep=False, stop=self.stop)
         return meter.compute()
 
     def _log(self, row: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What may end a run before its story does: SIGINT, SIGTERM, the clock.
 
-While a fit polls, a signal waits for the end of the step, so that the state is whole when it is saved. Anywhere else
-(data being read, a model being built) there is nothing to save, and it ends the run at once. So does a second signal.
+A fit asks between two steps, and between two batches of a validation: there the state is whole and can be saved. Until
+it has asked for the first time (data being read, a model being built or compiled) there is nothing new to save, and a
+signal ends the run at once. A second signal ends it at once anywhere; the last checkpoint on disk is whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ OUT_OF_TIME = 75  # exit status: "not done, start me again", as batch queues use
 
 
 class Stopper:
-    """Asked after every step; gives the exception to raise once the state is saved.
+    """Asked where a run can be stopped; gives the exception to raise once the state is saved.
 
     Args:
         max_minutes: of wall-clock time from now, or None.
@@ -28,10 +29,12 @@ class Stopper:
         self.max_minutes = max_minutes
         self.started = time.monotonic()
         self.caught: int | None = None
-        self._polled = False
+        self._asking = False  # somebody asks, so a signal may wait
+        self._fitting = False
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> Stopped | None:
+        self._asking = self._fitting
         if self.caught is not None:
             return _by(self.caught)
         if self.max_minutes is not None and time.monotonic() - self.started >= self.max_minutes * 60:
@@ -52,18 +55,19 @@ class Stopper:
 
     @contextlib.contextmanager
     def polling(self) -> Iterator[None]:
-        """Inside, signals wait until they are asked for."""
-        self._polled = True
+        """A fit: from its first question on, signals wait for the next."""
+        self._fitting, self._asking = True, False
         try:
             yield
         finally:
-            self._polled = False
+            self._fitting = self._asking = False
 
     def _catch(self, number: int, frame: Any) -> None:
-        if self._polled and self.caught is None:
-            self.caught = number
-            return
-        raise _by(number)
+        if self.caught is not None:
+            raise SystemExit(128 + number)  # not a Stopped: nobody may save a state in the middle of a step
+        self.caught = number
+        if not self._asking:
+            raise _by(number)
 
 
 def _by(number: int) -> Stopped:

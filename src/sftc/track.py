@@ -39,6 +39,9 @@ class Lines(Watch):
     def row(self, row: dict[str, Any]) -> None:
         print(_summary(row, self.monitor), flush=True)
 
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
 
 class Bars(Watch):
     """Two bars on a terminal, epoch and total, with rate, time left, loss and metric; epochs scroll above."""
@@ -83,6 +86,9 @@ class Bars(Watch):
         values = [f"{v:.4f}" for k, v in row.items() if k.startswith("val/") and k.rsplit("/", 1)[-1] == self.monitor]
         self.metric = f"{self.monitor} {' '.join(values)}"
         self.progress.console.print(_summary(row, self.monitor), highlight=False)
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False)
 
     def end(self) -> None:
         self.progress.stop()
@@ -144,6 +150,10 @@ class Watches(Watch):
     def row(self, row: dict[str, Any]) -> None:
         for w in self.watches:
             w.row(row)
+
+    def say(self, line: str) -> None:
+        for w in self.watches:
+            w.say(line)
 
     def end(self) -> None:
         for w in self.watches:

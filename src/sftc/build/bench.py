@@ -68,14 +68,18 @@ class Bench:
         stored["model"] = parts.resolve_model(cfg["model"], first)
         stored["device"] = self.device.resolved()
         self._data[repr(sorted(stored["data"].items()))] = data
-        run = Run.create(out, stored)
-        _write_rows(run, data)
         notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
-        run.write_json("environment.json", environment.describe(self.device, command, overrides) | {"notes": notes})
-        return self.lab(stored, run, first)
+        about = environment.describe(self.device, command, overrides) | {"notes": notes}
+
+        def fill(run: Run) -> None:
+            _write_rows(run, data)
+            run.write_json("environment.json", about)
+
+        return self.lab(stored, Run.create(out, stored, fill, alone=True), first)
 
     def resume(self, run: Run) -> Lab:
         """The lab of a run that is not finished, with the settings stored in it."""
+        run.lock()
         cfg = stored_config(run)
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:
@@ -100,9 +104,7 @@ class Bench:
         if seed is not None:
             cfg["seed"] = seed
         data = self.data(cfg)
-        run = Run.create(path, cfg)
-        _write_rows(run, data, rows)
-        return self.lab(cfg, run)
+        return self.lab(cfg, Run.create(path, cfg, lambda run: _write_rows(run, data, rows)))
 
 
 def stored_config(run: Run) -> Config:

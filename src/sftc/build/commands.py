@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sftc.types import Strategy
 
 
 def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float | None:
-    """Train a new run in `out`, or go on with the one named by `resume`.
+    """Train a new run in `out`, or go on with the one named by `resume` (auto: with `out`, if it is a run already).
 
     Returns:
         The monitor on validation.
@@ -28,36 +29,56 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
     Raises:
         Refused: nothing was written. Stopped: the run is saved and says why.
     """
-    old = Run.open(cfg["resume"]) if cfg["resume"] else None
+    old = _old(cfg, out, overrides)
     if old is not None and old.finished:
         report.show(f"run {old.path} is finished already", report.scores(old.result))
         return _monitor(old)
     settings = cfg if old is None else stored_config(old)
     device = Device(**settings["device"])
-    with device.active(), Stopper(settings["max_minutes"]).listening() as stop:
+    with device.active(), Stopper(settings["max_minutes"]).listening() as stop, contextlib.ExitStack() as stack:
         bench = Bench(device, track.make(settings["tracker"]["name"], cfg["quiet"]), stop)
         lab = bench.start(cfg, out, command, overrides) if old is None else bench.resume(old)
+        stack.callback(lab.run.unlock)
         about = lab.run.environment
         if not cfg["quiet"]:
             report.show(*about["notes"])
         _tell(parts.strategy(settings), lab)
-    lab.run.write_page("README.md", report.card(lab.run, about["command"], about["notes"]))
+        lab.run.write_page("README.md", report.card(lab.run, about["command"], about["notes"]))
     if not cfg["quiet"]:
         report.show("", report.scores(lab.run.result), "", f"run folder: {lab.run.path}")
     return _monitor(lab.run)
 
 
+def _old(cfg: Config, out: Path, overrides: list[str]) -> Run | None:
+    """The run to go on with. A batch queue sends the same command again, so `auto` refuses another one."""
+    if not cfg["resume"]:
+        return None
+    if cfg["resume"] != "auto":
+        return Run.open(cfg["resume"])
+    if not (out / "config.yaml").is_file():
+        return None
+    run = Run.open(out)
+    began = run.environment.get("overrides", overrides)
+    for other in sorted(set(overrides) ^ set(began)):
+        if not other.startswith(("quiet=", "out=")):
+            when = "now" if other in overrides else "when it began"
+            raise Refused(f"resume=auto: {out} is another command's run ({other} only {when}); choose another out=")
+    return run
+
+
 def _tell(strategy: Strategy, lab: Lab) -> None:
-    """Run the story; however it ends, status.json says so."""
+    """Run the story; however it ends, status.json says so, unless the disk does not even take that."""
     run = lab.run
     run.mark("running")
     try:
         strategy.run(lab)
-    except Stopped as e:
-        run.mark(e.state, error=str(e))
-        raise Stopped(f"{e}; run folder {run.path}", e.code, e.state) from None
     except BaseException as e:
-        run.mark("failed", error=f"{type(e).__name__}: {e}".split("\n")[0])
+        state = e.state if isinstance(e, Stopped) else "stopped" if isinstance(e, SystemExit) else "failed"
+        text = str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}".split("\n")[0]
+        with contextlib.suppress(Stopped):
+            run.mark(state, error=text)
+        if isinstance(e, Stopped):
+            raise Stopped(f"{e}; run folder {run.path}", e.code, e.state) from None
         raise
 
 
@@ -124,6 +145,7 @@ def export(cfg: Config) -> None:
         "result": {k: which[k] for k in ("val", "test") if k in which},
         "fingerprints": result["fingerprints"],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", state, {"sftc": json.dumps(about)})
     Run(folder).write_json("config.json", about)
     size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"

@@ -15,7 +15,7 @@ from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused, choose
 from sftc.lab import Settings
-from sftc.loop import Budget
+from sftc.loop import Budget, Care
 from sftc.strategies import STRATEGIES
 from sftc.tasks import TASKS, fitting_loss
 from sftc.types import Strategy, Task
@@ -25,7 +25,7 @@ Config = dict[str, Any]
 
 def check(cfg: Config) -> None:
     """Everything that can be refused before any data is read. Raises Refused."""
-    if cfg.get("resume"):
+    if cfg.get("resume") and cfg["resume"] != "auto":
         return
     strategy(cfg)
     Device(**cfg["device"])
@@ -79,6 +79,7 @@ def settings(cfg: Config) -> Settings:
         batch_size=cfg["batch_size"],
         eval_batch_size=cfg["eval_batch_size"],
         micro_batch_size=cfg["micro_batch_size"],
+        care=Care(**cfg["checkpoint"], nonfinite=cfg["on_nonfinite"], oom=cfg["oom"]),
         clip=cfg["clip"],
         ema=cfg["ema"],
         l1=cfg["penalty"]["l1"],

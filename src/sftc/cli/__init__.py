@@ -124,6 +124,10 @@ def _may_resume(line: Line) -> None:
     run = line.value("resume")
     if run in (None, "null"):
         return
+    if run == "auto":
+        if line.value("out") in (None, "null"):
+            raise Refused("resume=auto goes on with the run in out=, or starts it there; name one: out=PATH")
+        return
     others = [o for o in line.overrides if not o.startswith(_WITH_RESUME)]
     if others:
         raise Refused(f"resume={run} goes on with the settings stored there; leave out {' '.join(others)}")

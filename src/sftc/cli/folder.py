@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from sftc import folders
 from sftc.errors import Refused
 
 OUTPUTS = Path("outputs")
@@ -20,7 +21,7 @@ def free(path: Path) -> Path:
     """
     if path.is_file():
         raise Refused(f"out={path} is a file; name a new folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and not folders.free(path):
         way_out = f"go on with it by resume={path}, or " if (path / "config.yaml").exists() else ""
         raise Refused(f"out={path} is not empty and is never overwritten; {way_out}choose another out=")
     return path

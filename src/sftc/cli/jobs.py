@@ -109,8 +109,11 @@ def _command(command: str, overrides: list[str]) -> str:
 
 def _out(config: compose.Config, stack: ExitStack) -> Path:
     """The run's folder: the resumed one, the one asked for, or a new one under outputs/."""
-    if config.values["resume"] is not None:
-        return Path(config.values["resume"])
+    resume, out = config.values["resume"], config.values["out"]
+    if resume == "auto" and (Path(out) / "config.yaml").is_file():
+        return Path(out)
+    if resume not in (None, "auto"):
+        return Path(resume)
     if config.values["out"] is not None:
         return folder.free(Path(config.values["out"]).expanduser())
     name = "-".join(config.choices.get(group, "none") for group in ("strategy", "data", "model"))

@@ -6,6 +6,6 @@ step), so its whole state is: weights, optimizer, schedule, scaler, EMA, best so
 
 from sftc.loop.fit import fit
 from sftc.loop.predict import predict
-from sftc.loop.state import Budget, Fit, Fitted, Trainee, host_state
+from sftc.loop.state import Budget, Care, Fit, Fitted, Trainee, host_state
 
-__all__ = ["Budget", "Fit", "Fitted", "Trainee", "fit", "host_state", "predict"]
+__all__ = ["Budget", "Care", "Fit", "Fitted", "Trainee", "fit", "host_state", "predict"]

@@ -25,21 +25,31 @@ def norms(trainees: Sequence[Trainee], device: Device) -> list[Tensor | None]:
     return out
 
 
-class Watch:
-    """Looks for values that are not finite. On a CPU at once; on a GPU one step late, so that nothing waits.
+class NotFinite(Stopped):
+    """A step whose loss or gradients are not finite. `whole`: no weight has moved by it."""
 
-    A late find has masked its own update on the device: gradients that are not finite became zero.
+    def __init__(self, message: str, step: int, whole: bool) -> None:
+        super().__init__(message, code=1, state="failed")
+        self.step = step
+        self.whole = whole
+
+
+class Watch:
+    """Looks for values that are not finite: at once on a CPU, or where a step must be left out; else one step late.
+
+    So a GPU waits for nothing. A late find has masked its own update there: gradients that are not finite became zero.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, at_once: bool = False) -> None:
         self.device = device
+        self.at_once = at_once or device.kind == "cpu"
         self.loss: float | None = None
         self._pending: tuple[Any, ...] | None = None
 
     def see(self, state: Fit, step: Step, norms: list[Tensor | None], batches: list[Batch]) -> None:
         flags = [step.loss.double(), *(n.sum().double() for n in norms if n is not None)]
         now = (Later(torch.stack(flags)), state.step, step, norms, batches, state.trainees)
-        if self.device.kind == "cpu":
+        if self.at_once:
             self._check(*now)
             return
         for t in state.trainees:
@@ -61,7 +71,7 @@ class Watch:
         # Under 16-mixed an overflowing gradient is the scaler's business: it skips the step and lowers the scale.
         if math.isfinite(loss) and (self.device.scaler is not None or all(map(math.isfinite, sums))):
             return
-        raise Stopped(_describe(number, step, norms, batches, trainees), code=1, state="failed")
+        raise NotFinite(_describe(number, step, norms, batches, trainees), number, self.at_once)
 
 
 def _describe(number: int, step: Step, norms, batches: list[Batch], trainees: Sequence[Trainee]) -> str:

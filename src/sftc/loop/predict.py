@@ -13,11 +13,12 @@ from sftc.types import Predictions, Source
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True
+    model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True, stop: Any = None
 ) -> Predictions:
     """Scores of every row of a source, in its order; a meter sees the logits as they pass.
 
     Args:
+        stop: asked between batches; what it returns is raised.
         keep: False feeds the meter only and returns empty predictions: the epoch's validation needs no more.
     """
     was = [(m, m.training) for m in model.modules()]
@@ -37,6 +38,8 @@ def predict(
                 scores.append(s.float().cpu())
                 targets.append(t.cpu())
                 rows.append(r.cpu())
+            if stop is not None and (why := stop()) is not None:
+                raise why
     finally:
         for module, mode in was:
             module.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,42 @@ class Budget:
     def passes(self, per_epoch: int) -> int:
         """Epochs that are begun: what a schedule spans, so that max_steps does not cut it off."""
         return math.ceil(self.steps(per_epoch) / per_epoch)
+
+
+class Care:
+    """When a fit is saved, and what it does about trouble.
+
+    Args:
+        epochs, steps, minutes: save after so many of each; None: not by this measure. The end is always saved.
+        nonfinite: a loss or gradient that is not finite: stop; skip the step; or rollback to the last saved state and
+            go on from there without the step.
+        oom: out of memory: halve the micro-batches, or stop.
+    """
+
+    def __init__(
+        self,
+        epochs: int | None = 1,
+        steps: int | None = None,
+        minutes: float | None = None,
+        nonfinite: str = "stop",
+        oom: str = "halve",
+    ) -> None:
+        self.epochs = epochs
+        self.steps = steps
+        self.minutes = minutes
+        self.nonfinite = nonfinite
+        self.oom = oom
+        self._saved = time.monotonic()
+
+    def due(self, step: int, epochs: int | None = None) -> bool:
+        """Whether to save now, after `step` steps and, at the end of an epoch, `epochs` epochs."""
+        by_epoch = epochs is not None and self.epochs is not None and epochs % self.epochs == 0
+        by_step = self.steps is not None and step % self.steps == 0
+        by_time = self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes
+        return by_epoch or by_step or by_time
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
 
 
 class Trainee:
@@ -93,7 +130,6 @@ class Trainee:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": None if self.ema is None else {k: v.detach().cpu() for k, v in self.ema.module.state_dict().items()},
             "best": self.best,
@@ -103,7 +139,8 @@ class Trainee:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -155,19 +192,28 @@ class Fit:
         self.ended: str | None = None  # what ended the fit, once it has
         self.sums: dict[str, float] = {}  # of each loss part over the steps of this epoch
         self.seconds = 0.0  # training and evaluation time, over all sittings
+        self.micro: int | None = None  # rows per forward; None takes the batch whole
+        self.avoid: list[int] = []  # steps whose update was not finite and is left out
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors. A fit that has ended needs its optimizers no more."""
         scaler = self.objective.device.scaler
+        trainees = [t.state_dict() for t in self.trainees]
+        for t, state in zip(self.trainees, trainees, strict=True):
+            if not self.ended:
+                state["optimizer"] = t.optimizer.state_dict()
         return {
             # No copies: like the optimizer's, this state is written before the next step changes it.
             "objective": {k: v.detach().cpu() for k, v in self.objective.state_dict().items()},
-            "trainees": [t.state_dict() for t in self.trainees],
+            "trainees": trainees,
             "scaler": None if scaler is None else scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
             "ended": self.ended,
             "sums": self.sums,
             "seconds": self.seconds,
+            "micro": self.micro,
+            "avoid": self.avoid,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,3 +224,4 @@ class Fit:
             self.objective.device.scaler.load_state_dict(state["scaler"])
         self.step, self.epoch, self.ended = state["step"], state["epoch"], state["ended"]
         self.sums, self.seconds = dict(state["sums"]), state["seconds"]
+        self.micro, self.avoid = state["micro"], list(state["avoid"])

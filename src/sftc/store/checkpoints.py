@@ -6,28 +6,28 @@ import contextlib
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from sftc.errors import Refused
-from sftc.store.files import settle, temporary
+from sftc.store.files import inner, replacing
 
 KEEP = 2
 _NAME = re.compile(r"(\d{10})-([0-9a-f]{32})\.pt")
 
 
 class _Hashing:
-    """A file that knows the hash of what was written to it. torch.save writes from front to back."""
+    """A file whose writes are hashed. torch.save writes from front to back."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], digest: Any) -> None:
         self.file = file
-        self.hash = hashlib.blake2b(digest_size=16)
+        self.digest = digest
 
     def write(self, data: Any) -> int:
-        self.hash.update(data)
+        self.digest.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
@@ -48,17 +48,19 @@ class Checkpoints:
     def write(self, state: Mapping[str, Any]) -> None:
         """Keep `state`, and of the older ones the newest. `state["step"]` orders them."""
         older = self.files()
-        with temporary(self.folder / "state") as temp:
-            with temp.open("wb") as f:
-                out = _Hashing(f)
-                torch.save(dict(state), out)  # type: ignore[arg-type]
-            target = self.folder / f"{state['step']:010d}-{out.hash.hexdigest()}.pt"
-            settle(temp, target)
-        for file in [p for p in older if p != target][KEEP - 1 :]:
+        digest = hashlib.blake2b(digest_size=16)
+
+        def target() -> Path:
+            return self.folder / f"{state['step']:010d}-{digest.hexdigest()}.pt"
+
+        inner(self.folder)
+        with replacing(target) as temp, temp.open("wb") as f:
+            _save(dict(state), _Hashing(f, digest))
+        for file in [p for p in older if p != target()][KEEP - 1 :]:
             file.unlink(missing_ok=True)
 
-    def read(self) -> dict[str, Any] | None:
-        """The newest whole state; None if none was ever written. Damaged ones are named in a warning.
+    def read(self, say: Callable[[str], None] = warnings.warn) -> dict[str, Any] | None:
+        """The newest whole state; None if none was ever written. `say` is told of damaged ones.
 
         Raises:
             Refused: there are some, and none is whole.
@@ -68,7 +70,7 @@ class Checkpoints:
             state = _load(file)
             if state is not None:
                 return state
-            warnings.warn(f"checkpoint {file} is damaged; going back to the one before", stacklevel=2)
+            say(f"checkpoint {file} is damaged; going back to the one before")
         if files:
             raise Refused(f"no checkpoint in {self.folder} can be read back; train a new run")
         return None
@@ -79,6 +81,13 @@ class Checkpoints:
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def _save(state: dict[str, Any], file: _Hashing) -> None:
+    try:
+        torch.save(state, file)  # type: ignore[arg-type]
+    except RuntimeError as e:  # torch hides why a write failed
+        raise OSError(str(e.__cause__ or e).splitlines()[0]) from None
 
 
 def _load(file: Path) -> dict[str, Any] | None:

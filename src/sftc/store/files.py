@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,62 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sftc.errors import Refused
+from sftc.errors import Refused, Stopped
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; gone afterwards unless `settle` made it something."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+def _told(path: Path) -> Iterator[None]:
+    """A disk that is full, read-only or gone is one line, and no reason to lose what was written before."""
     try:
-        yield temp
-    finally:
-        temp.unlink(missing_ok=True)
+        yield
+    except OSError as e:
+        why = e.strerror or str(e)
+        raise Stopped(f"cannot write {path}: {why}; what was saved before is whole", 1, "failed") from None
 
 
-def settle(temp: Path, path: Path) -> None:
-    """Put a file that is written in the place of `path`: after a power cut the old one is there, or the new one."""
-    with temp.open("rb") as f:
-        os.fsync(f.fileno())
-    os.replace(temp, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+@contextlib.contextmanager
+def replacing(path: Path | Callable[[], Path]) -> Iterator[Path]:
+    """A file to write to that then takes the place of `path`: after a power cut the old one is there, or the new one.
+
+    Args:
+        path: the file, or a function called when all is written (its name depends on the content), in a folder whose
+            own parent exists: a run folder that somebody removed is not made again.
+    """
+    folder = path.parent if isinstance(path, Path) else path().parent
+    name = path.name if isinstance(path, Path) else "new"
+    temp = folder / f".{name}.{os.getpid()}.{secrets.token_hex(3)}.tmp"
+    with _told(folder / name):
+        try:
+            yield temp
+            with temp.open("rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temp, path if isinstance(path, Path) else path())
+            directory = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(directory)  # the rename itself
+            finally:
+                os.close(directory)
+        finally:
+            with contextlib.suppress(OSError):
+                temp.unlink(missing_ok=True)
+
+
+def appended(path: Path, text: str) -> None:
+    """Add a line to a file; a kill may leave it torn, which its readers expect."""
+    with _told(path), path.open("a") as f:
+        f.write(text)
+
+
+def inner(folder: Path) -> Path:
+    """A folder inside a run, made if it is missing."""
+    with _told(folder):
+        folder.mkdir(exist_ok=True)
+    return folder
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    with temporary(path) as temp:
+    with replacing(path) as temp:
         temp.write_bytes(content)
-        settle(temp, path)
 
 
 def write_text(path: Path, content: str) -> None:

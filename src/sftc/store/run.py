@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import yaml
 from torch import Tensor
 
 from sftc.errors import Refused, nearest
+from sftc.folders import free
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import plain, read_meta, read_tensors, write_tensors, write_text
+from sftc.store.files import appended, inner, plain, read_meta, read_tensors, write_tensors, write_text
+from sftc.store.lock import locked
 from sftc.types import Predictions
 
 FORMAT = 1  # of the folder; a newer one is refused
@@ -25,26 +27,52 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any]) -> Run:
-        """A new run. Raises Refused: the folder exists and holds anything at all."""
+    def create(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        fill: Callable[[Run], None] = lambda run: None,
+        alone: bool = False,
+    ) -> Run:
+        """A new run. config.yaml is written last: with it, the folder is a run that can be gone on with.
+
+        Args:
+            fill: writes what belongs to the start of the run.
+            alone: hold the run's lock; members need none, their parent's guards them.
+
+        Raises:
+            Refused: the folder exists and holds anything at all, or is another process's.
+        """
         run = cls(path)
         if run.path.is_file():
             raise Refused(f"out={run.path} is a file; choose a folder that does not exist yet")
-        if run.path.is_dir() and any(run.path.iterdir()):
-            way = f"sftc train resume={run.path}" if (run.path / "config.yaml").is_file() else "another out="
-            raise Refused(f"out={run.path} is not empty and is never overwritten; use {way}")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise Refused(f"out={run.path} cannot be made: {e.strerror}") from None
+        if alone:
+            run.lock()
+        if not free(run.path):
+            run.unlock()
+            way = f"sftc train resume={run.path}" if (run.path / "config.yaml").is_file() else "another out="
+            raise Refused(f"out={run.path} is not empty and is never overwritten; use {way}")
+        fill(run)
         run.write_config(config)
         run.mark("running")
         return run
+
+    def lock(self) -> None:
+        """Keep other processes out until `unlock`, or until this process ends. Raises Refused: one is in."""
+        self._lock.enter_context(locked(self.path))
+
+    def unlock(self) -> None:
+        self._lock.close()
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -128,8 +156,7 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as f:
-            f.write(json.dumps(plain(row)) + "\n")
+        appended(self.path / "metrics.jsonl", json.dumps(plain(row)) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl; a line torn by a kill is left out."""
@@ -160,7 +187,7 @@ class Run:
     def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:
         """preds/<split>.safetensors with the model's hash and the data's fingerprint."""
         tensors = {"scores": p.scores, "target": p.target, "row": p.row}
-        write_tensors(self.path / "preds" / f"{split}.safetensors", tensors, meta)
+        write_tensors(inner(self.path / "preds") / f"{split}.safetensors", tensors, meta)
 
     def predictions(self, split: str) -> tuple[Predictions, dict[str, str]]:
         path = self.path / "preds" / f"{split}.safetensors"

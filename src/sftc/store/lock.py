@@ -1,0 +1,59 @@
+"""One process at a time writes a run. The lock dies with its process, so nobody has to clean up after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from sftc.errors import Refused
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there two processes in one folder are the user's own care
+    fcntl = None
+
+NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder.
+
+    POSIX record locks, not flock: those would live on in a data worker that outlives a killed run.
+
+    Raises:
+        Refused: another living process holds it.
+    """
+    path = folder / NAME
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if _take(file, path):
+            break
+        os.close(file)
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone by now
+            path.unlink()
+        os.close(file)
+
+
+def _take(file: int, path: Path) -> bool:
+    """Whether the lock was taken on the file that stands there now, not on one that its holder just removed."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(file, 200).decode(errors="replace") or "another process"
+        os.close(file)
+        raise Refused(f"{path.parent} is being written by {holder}; wait for it, or choose another out=") from None
+    try:
+        return os.fstat(file).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

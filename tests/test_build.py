@@ -27,9 +27,9 @@ def done(tmp_path_factory):
 
 
 def evaluated(run, capsys, **more):
-    build.evaluate({**config(f"run={run.path}", "quiet=true", command="eval"), **more})
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    return {line[0]: line[1:] for line in lines if line}
+    build.evaluate({**config(f"run={run.path}", command="eval"), **more})
+    table = capsys.readouterr().out.split("\n\n")[1]
+    return {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:]}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -86,9 +86,9 @@ def test_export_needs_nothing_else(done, tmp_path):
     with safe_open(tmp_path / "x" / "model.safetensors", "pt") as f:
         about, state = json.loads(f.metadata()["sftc"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     assert about == json.loads((tmp_path / "x" / "config.json").read_text())
-    model = models.build(about["model"], out_dim=len(about["classes"]), shape=tuple(about["shape"]))
+    model = models.build(about["model"], out_dim=len(about["class_names"]), shape=tuple(about["shape"]))
     model.load_state_dict(state)
-    assert about["classes"] == ["1", "3", "5"]
+    assert about["class_names"] == ["1", "3", "5"]
     with pytest.raises(Refused, match="never overwritten"):
         build.export(config(f"run={done.path}", f"out={tmp_path / 'x'}", command="export"))
 
@@ -158,7 +158,7 @@ def test_a_crash_is_told_in_the_status(tmp_path, monkeypatch):
 
 def test_a_config_of_something_else_is_refused(tmp_path):
     run = Run.create(tmp_path / "x", {"data": {}, "hello": 1})
-    with pytest.raises(Refused, match=r"lacks model, device"):
+    with pytest.raises(Refused, match="lacks model, strategy"):
         build.evaluate(config(f"run={run.path}", command="eval"))
 
 
@@ -170,3 +170,64 @@ def test_multiply_adds_of_lenet_are_the_known_ones():
     lenet = models.build(node, out_dim=10, shape=(3, 32, 32))
     # conv 6@28x28 of 3x5x5, conv 16@10x10 of 6x5x5, dense 400-120-84-10
     assert multiply_adds(lenet, (3, 32, 32)) == 6 * 784 * 75 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+
+
+def test_eval_and_export_do_without_the_data_the_run_learned_from(tmp_path, capsys):
+    from files import make
+
+    for name in ("old", "new"):
+        make(tmp_path / name)
+    run = train(tmp_path / "run", "data=image_folder", f"data.root={tmp_path / 'old'}", "model=simple_cnn")
+    (tmp_path / "old").rename(tmp_path / "gone")
+    build.export(config(f"run={run.path}", f"out={tmp_path / 'x'}", command="export"))
+    other = config("data=image_folder", f"data.root={tmp_path / 'new'}")["data"]
+    assert evaluated(run, capsys, data=other)
+
+
+def test_rows_that_changed_are_not_compared(done, capsys, monkeypatch):
+    monkeypatch.setattr("sftc.data.rows.Split.fingerprint", lambda self: "another")
+    shown = evaluated(done, capsys)
+    assert all(len(v) == 1 for v in shown.values())
+
+
+def test_quiet_eval_prints_the_numbers_alone(done, capsys):
+    build.evaluate(config(f"run={done.path}", "quiet=true", command="eval"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {name: float(value) for name, value in lines} == pytest.approx(done.result["test"], rel=1e-5)
+
+
+def test_batchnorm_on_single_rows_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(Refused, match="batch_size=2"):
+        train(tmp_path / "run", "model.batch_norm=true", "batch_size=1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_and_monitor_are_refused_before_data_is_read(tmp_path):
+    for wrong in ("loss=mse", "monitor=r2"):
+        with pytest.raises(Refused):
+            build.check(config(*SMALL, wrong))
+
+
+def test_where_rows_live_is_among_the_notes(done):
+    assert any("held in memory" in note for note in done.environment["notes"])
+
+
+def test_a_resumed_run_needs_no_file_its_weights_came_from(done, tmp_path, monkeypatch):
+    overrides = (
+        "model=simple_cnn",
+        "data.classes=[1,3,5]",
+        f"model.checkpoint={tmp_path / 'start'}",
+        "penalty.l2_sp=0.1",
+    )
+    for name in ("start", "start2"):
+        train(tmp_path / name, *overrides[:2])
+    whole = train(tmp_path / "whole", *overrides)
+    clock = iter([0.0] + [1.0] * 3 + [1e9] * 100)
+    monkeypatch.setattr("sftc.stop.time.monotonic", lambda: next(clock))
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", *overrides, "max_minutes=5")
+    monkeypatch.undo()
+    (tmp_path / "start").rename(tmp_path / "gone")
+    run = Run.open(tmp_path / "run")
+    build.train(config(f"resume={run.path}", "quiet=true"), run.path, [], "")
+    assert all(torch.equal(v, whole.weights()[k]) for k, v in run.weights().items())

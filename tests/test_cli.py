@@ -48,6 +48,7 @@ strategy/kd        # sftc train strategy=kd
 optim/adamw        # sftc train optim=adamw
                    name: adamw  # fixed: the optimizer
                    lr: 1e-3  # float > 0: rate
+                   kwargs: {}  # dict: further keywords
 schedule/cosine    # sftc train schedule=cosine
                    name: cosine  # fixed: the schedule
 finetune/full      # sftc train finetune=full
@@ -178,6 +179,11 @@ def test_out_chooses_the_folder_and_is_never_overwritten(sftc, build):
     assert not Path("outputs").exists()
     code, _, err = sftc("train", "out=here/mine")
     assert code == 2
+    assert "finished run" in err
+    assert "resume=" not in err
+    Path("here/mine/status.json").write_text(json.dumps({"state": "stopped"}))
+    code, _, err = sftc("train", "out=here/mine")
+    assert code == 2
     assert "not empty" in err
     assert "resume=here/mine" in err
     assert len(build.jobs) == 1
@@ -233,6 +239,28 @@ def test_resume_takes_the_stored_settings_only(sftc, build):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "gives"),
+    [
+        (["optim.kwargs.foo=1"], {"foo": 1}),
+        (["optim.kwargs={foo: 1}", "optim.kwargs.bar.baz=2"], {"foo": 1, "bar": {"baz": 2}}),
+        (["+optim.kwargs.foo=1"], {"foo": 1}),
+        (["optim.kwargs={}"], {}),
+    ],
+)
+def test_a_free_dict_takes_any_key(sftc, build, args, gives):
+    assert sftc("train", *args)[0] == 0
+    assert build.jobs[0]["optim"]["kwargs"] == gives
+
+
+def test_a_free_dict_takes_any_key_in_a_sweep_and_in_help(sftc, build):
+    assert sftc("train", "-m", "optim.kwargs.foo=1,2")[0] == 0
+    assert [cfg["optim"]["kwargs"] for cfg in build.jobs] == [{"foo": 1}, {"foo": 2}]
+    code, out, _ = sftc("train", "optim.kwargs.foo=1", "--help")
+    assert code == 0
+    assert "foo" in out
+
+
 # -- mistakes -----------------------------------------------------------------------------------------------
 
 MISTAKES = [
@@ -248,6 +276,13 @@ MISTAKES = [
     (["train", "lr=3"], "did you mean 'optim.lr'?"),
     (["train", "strategy=kd", "strategy.temprature=2"], "did you mean 'strategy.temperature'?"),
     (["train", "strategy.temperature=2"], "no key 'strategy.temperature' with strategy=plain"),
+    (["train", "strategy.temperature=2"], "with strategy=plain; strategy=kd has it (sftc"),
+    (["train", "++model.hidden=[2]"], "nothing reads 'model.hidden'; model=mlp has it (sftc"),
+    (["train", "seed=99999999999999999999"], "is not a 0 <= int <= 4294967295"),
+    (["train", "micro_batch_size=1"], "micro_batch_size=1 is not an int >= 2 or null"),
+    (["train", "optim.lr=inf"], "optim.lr=inf is not a float > 0"),
+    (["train", "optim.kwargs=3"], "optim.kwargs=3 is not a dict"),
+    (["train", "strategy=kd", "strategy.terms.soft.wieght=2"], "did you mean 'strategy.terms.soft.weight'?"),
     (["train", "epochs=many"], "epochs=many is not an int >= 1 (passes over the training rows)"),
     (["train", "epochs=0"], "not an int >= 1"),
     (["train", "epochs=1.5"], "not an int >= 1"),
@@ -275,7 +310,7 @@ MISTAKES = [
     (["eval", "run=x", "data.limit=3"], "choose data=... first (one of: digits, fake)"),
     (["ls", "modle"], "there is no group 'modle'; did you mean 'model'?"),
     (["train", "-m", "seed=0,1", "epochs=1,x"], "epochs=x is not an int"),
-    (["train", "-m", "seed=range(-1,3)"], "seed=-1 is not an int >= 0"),
+    (["train", "-m", "seed=range(-1,3)"], "seed=-1 is not a 0 <= int"),
     (["train", "-m", "strategy=kd,plain", "strategy.temperature=2"], "with strategy=plain"),
     (["train", "-m", "model=mlp,mpl"], "did you mean 'mlp'?"),
     (["train", "-m", "epohcs=1,2"], "did you mean 'epochs'?"),
@@ -592,7 +627,7 @@ def test_a_smoke_run_end_to_end(tmp_path):
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
     again = _subprocess("train", "debug=smoke", "out=run", cwd=tmp_path)
     assert again.returncode == 2
-    assert "resume=run" in again.stderr
+    assert "finished run" in again.stderr
     assert _subprocess("eval", "run=run", cwd=tmp_path).returncode == 0
 
 

@@ -174,6 +174,7 @@ def test_cached_weights_bring_their_size_and_colours(cached, no_network):
     own = model.net.state_dict()
     assert torch.equal(own["layer1.0.conv1.weight"], stored["layer1.0.conv1.weight"])
     assert own["fc.weight"].shape == (7, stored["fc.weight"].shape[1])
+    assert model.loaded == {n for n, _ in model.named_parameters()} - {"net.fc.weight", "net.fc.bias"}
     small = models.build(spec("timm", "test_resnet", pretrained="auto", input_size=32), out_dim=7, shape=(1, 28, 28))
     assert small.facts["input_size"] == 32
     assert torch.equal(small.net.state_dict()["conv1.0.weight"], stored["conv1.0.weight"])
@@ -186,6 +187,7 @@ def test_damaged_weights_in_the_cache(cached, no_network):
     model = models.build(spec("timm", "test_resnet", pretrained="auto"), out_dim=2, shape=(3, 32, 32))
     assert model.facts["pretrained"].startswith("unavailable: ")
     assert model.facts["input_size"] == 32
+    assert model.loaded == set()
 
 
 def test_torchvisions_cached_weights(no_network, monkeypatch, tmp_path):
@@ -198,6 +200,7 @@ def test_torchvisions_cached_weights(no_network, monkeypatch, tmp_path):
     assert (model.facts["pretrained"], model.facts["input_size"]) == ("loaded", 224)
     assert model.facts["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert torch.equal(model.net.features[0].weight, theirs.features[0].weight)
+    assert model.loaded == {n for n, _ in model.named_parameters() if not n.startswith("net.classifier")}
 
 
 def test_a_checkpoint_stands_in_for_published_weights(no_network, tmp_path):

@@ -113,3 +113,11 @@ def test_labels_agree_with_scikit_learn():
     assert m["f1"] == pytest.approx(sk.f1_score(y, x > 0, average="macro"), abs=1e-6)
     assert m["map"] == pytest.approx(sk.average_precision_score(y, x.sigmoid(), average="macro"), abs=1e-5)
     assert m["accuracy"] == pytest.approx(float(((x > 0) == y.bool()).float().mean()), abs=1e-6)
+
+
+def test_a_class_that_weighs_nothing_is_still_counted(rows):
+    x, y = rows
+    weighted = _stream(Classification("abcdefg", class_weight=torch.tensor([0.0, 1, 1, 1, 1, 1, 1])), x, y).compute()
+    plain = _stream(Classification("abcdefg"), x, y).compute()
+    assert weighted["accuracy"] == plain["accuracy"]
+    assert weighted["nll"] == plain["nll"]

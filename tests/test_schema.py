@@ -70,6 +70,8 @@ def test_a_value_is_converted_to_what_its_key_holds(keys, key, value, gives):
         ("rate", "fast", "not a float"),
         ("rate", True, "model.rate=true"),
         ("rate", float("nan"), "nan"),
+        ("rate", float("inf"), "model.rate=inf is not a float > 0"),
+        pytest.param("rate", 10**400, "is not a float > 0", id="huge"),
         ("rate", None, "model.rate=null"),
         ("rate", "", "has no value"),
         ("share", -1, "int or float > 0"),

@@ -124,3 +124,12 @@ def test_class_weights():
     labels = data.build(spec | {"kind": "labels", "class_weights": "balanced"})
     assert labels.class_counts is not None
     torch.testing.assert_close(labels.class_weights, (100 - labels.class_counts) / labels.class_counts)
+    half = data.build(spec | {"kind": "labels", "class_weights": "balanced", "unlabeled": 0.5})
+    assert half.class_counts is not None
+    torch.testing.assert_close(half.class_weights, (50 - half.class_counts) / half.class_counts)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "values"])
+def test_no_label_left(kind: str):
+    with pytest.raises(Refused, match=r"no training row has a label \(data\.unlabeled=0\.99 of 5 rows"):
+        data.build({"name": "fake", "kind": kind, "limit": 5, "unlabeled": 0.99})

@@ -136,6 +136,11 @@ def test_keep_first_in_range_and_alike():
         surgery.keep_first(source, build("mlp", "mlp", hidden=[9]), 1)
 
 
+def test_a_model_that_is_only_a_head_has_no_block_to_keep():
+    with pytest.raises(Refused, match=r"finetune\.n=1 .* nothing but its head"):
+        surgery.in_range(1, 1, "finetune.n")
+
+
 def test_frozen_parts_stay_in_eval_mode():
     model = build("timm", "test_resnet")
     for _, names in surgery.blocks(model)[:3]:

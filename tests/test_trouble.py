@@ -190,3 +190,26 @@ def test_an_ended_fit_is_kept_without_its_optimizer(tmp_path):
     again = fit(home, home.model())  # a story replayed: what is stored comes back
     assert all(torch.equal(v, again.last_state[k]) for k, v in first.last_state.items())
     assert again.best == first.best
+
+
+def test_a_gpus_late_look_masks_the_update_after_clipping():
+    from types import SimpleNamespace
+
+    from sftc.loop.finite import Watch, norms
+
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([1.0, float("nan"), float("inf")])
+    trainee = SimpleNamespace(params=[weight], optimizer=None)
+    device = SimpleNamespace(kind="a GPU", scaler=None, unscale=lambda optimizer: None)
+    watch = Watch(device)  # type: ignore[arg-type]
+    (sizes,) = norms([trainee], device)  # type: ignore[list-item, arg-type]
+    torch.nn.utils.clip_grads_with_norm_([weight], 1.0, torch.linalg.vector_norm(sizes))
+    watch.mask([trainee])  # type: ignore[list-item]
+    assert weight.grad.isfinite().all()
+
+
+def test_the_mean_loss_is_over_the_steps_that_were_done(tmp_path):
+    home = lab(tmp_path / "a", "optim=sgd", "optim.lr=1e-9", "epochs=2", "on_nonfinite=skip")
+    fit(home, spoiled(home, at={3, 4}))
+    first, second = (r["train/loss"] for r in home.run.rows())
+    assert second == pytest.approx(first, rel=0.1)

@@ -50,7 +50,9 @@ def test_nests_and_prefixes_of_wrappers(wrap, tmp_path):
         "missing": [],
         "unexpected": [],
         "shape_mismatch": [],
+        "summary": f"{len(source.state_dict())} of {len(source.state_dict())} matched",
     }
+    assert target.loaded == {name for name, _ in target.named_parameters()}
     assert target.facts["pretrained"] == "checkpoint"
 
 
@@ -72,7 +74,14 @@ def test_what_did_not_match_is_listed(tmp_path):
     assert said["missing"] == ["net.fc1.1.weight"]
     assert said["unexpected"] == ["net.extra.weight"]
     assert said["matched"] == len(state) - 3
+    assert said["summary"] == (
+        f"{len(state) - 3} of {len(state)} matched; missing net.fc1.*; skipped net.head.* (2) (shape); "
+        "unused net.extra.*"
+    )
     assert torch.equal(target.net.head.weight, head)
+    built = mlp(out_dim=3, checkpoint=str(tmp_path / "w.safetensors"))
+    assert built.loaded == {"net.fc1.0.weight", "net.fc1.0.bias", "net.fc1.1.bias"}
+    assert mlp().loaded == set()
     assert torch.equal(target.net.fc1[0].weight, source.net.fc1[0].weight)
 
 

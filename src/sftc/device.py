@@ -23,9 +23,11 @@ PER_THREAD = 500_000_000  # multiply-adds of a forward worth one more thread; 2 
 
 
 def _cores() -> int:
-    """Physical cores this process may use."""
+    """Physical cores this process may use, and no more than OMP_NUM_THREADS says."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    limit = int(asked) if asked.isdigit() else allowed
+    return max(1, min(allowed, limit, psutil.cpu_count(logical=False) or allowed))
 
 
 def _accelerator(name: str, index: int | None) -> tuple[torch.device, str]:

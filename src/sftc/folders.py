@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # Written before config.yaml, which makes a folder a run.
-BEFORE_CONFIG = (".lock", "rows.safetensors", "environment.json")
+BEFORE_CONFIG = (".lock", "rows.safetensors", "data.json", "environment.json")
 
 
 def free(folder: Path) -> bool:

@@ -61,7 +61,7 @@ class Settings:
 class Watch:
     """Who looks on: gets every epoch's row and every step. This one looks away; `track` has ones that show."""
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None: ...
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None: ...
     def tick(self, step: int, total: int, loss: float | None) -> None: ...
     def row(self, row: dict[str, Any]) -> None: ...
     def say(self, line: str) -> None: ...
@@ -159,8 +159,9 @@ class Lab:
         if self.settings.l1:
             out["l1"] = L1(self.settings.l1)
         if self.settings.l2_sp:
-            origin = getattr(student, "loaded", None)  # names of parameters that were loaded, if any were
-            start = {n: p.detach() for n, p in student.named_parameters() if origin is None or n in origin}
+            # Of a new head there is no start to go back to; of a model that loaded nothing, all of it is one.
+            loaded = getattr(student, "loaded", None)
+            start = {n: p.detach() for n, p in student.named_parameters() if not loaded or n in loaded}
             out["l2_sp"] = L2SP(self.settings.l2_sp, start)
         return out
 
@@ -196,7 +197,7 @@ class Lab:
             state.load_state_dict(saved)
             self.run.forget_after(state.step)
         budget = self._budget(epochs)
-        self.watch.begin(self.run, budget.epochs, self.task.monitor)
+        self.watch.begin(self.run, state.per_epoch, self.task.monitor)
         for line in troubles:
             self.watch.say(line)
         try:
@@ -248,7 +249,7 @@ class Lab:
                 groups += optim.plain_groups(term, lr, decay)
             groups = _unowned(groups, owned)
             optimizer = optim.optimizer(s.optim, groups)
-            schedule = optim.schedule(s.schedule, optimizer, steps, self._budget(epochs).passes(steps))
+            schedule = optim.schedule(s.schedule, optimizer, steps, self._budget(epochs).steps(steps) / steps)
             trainees.append(Trainee(x, optimizer, schedule, finetune, clip=s.clip, ema=ema))
         return Fit(objective, trainees, sources)
 
@@ -290,7 +291,7 @@ class Lab:
         for split in self.data.splits:
             if split != "train":
                 predictions, result[split], classes[split] = self.measure(model, split)
-                self.run.write_predictions(split, predictions, mark)
+                self.run.write_predictions(split, predictions, mark | {"split": self.data.splits[split].fingerprint()})
         if "test" in result:
             model.load_state_dict(fitted.last_state)
             last["test"] = self.measure(model, "test")[1]

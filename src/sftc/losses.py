@@ -49,21 +49,26 @@ class L2SP(Penalty):
     """scale / 2 * ||w - w0||^2 towards the weights fine-tuning started from (Li et al. 2018).
 
     Args:
-        start: parameter name -> value at the start. Parameters that are not in it (a new head) are pulled to zero.
+        start: parameter name -> value at the start. Parameters that are not in it (a new head) are pulled to zero. Kept
+            as buffers, so that a resumed fit has them without the file they came from.
     """
 
     def __init__(self, scale: float, start: dict[str, Tensor]) -> None:
         super().__init__()
         self.scale = scale
-        self.start = {k: v.detach().clone() for k, v in start.items()}
+        for name, value in start.items():
+            self.register_buffer(_flat(name), value.detach().clone())
 
     def forward(self, student: nn.Module) -> Tensor:
+        starts = dict(self.named_buffers())
         parts = []
         for name, p in student.named_parameters():
             if p.requires_grad and p.ndim > 1:
-                origin = self.start.get(name)
-                if origin is not None and origin.device != p.device:
-                    origin = self.start[name] = origin.to(p.device)
+                origin = starts.get(_flat(name))
                 parts.append(((p if origin is None else p - origin) ** 2).sum())
         total = torch.stack(parts).sum() if parts else torch.zeros(())
         return self.scale / 2 * total
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "/")  # a buffer's name holds no dot

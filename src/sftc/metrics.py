@@ -67,7 +67,7 @@ class _Pieces:
         return out
 
     def weights(self, target: Tensor, weight: Tensor | None) -> Tensor:
-        known = (self.task.weight(target) > 0).float()
+        known = self.task.labelled(target).float()
         return known if weight is None else known * weight.reshape(-1, *[1] * (known.ndim - weight.ndim))
 
 

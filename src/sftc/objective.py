@@ -106,10 +106,12 @@ class Objective(nn.Module):
         self.seed = seed
         self.students = nn.ModuleList(x.student for x in learners)
         self.terms = nn.ModuleList(nn.ModuleDict(dict(x.terms)) for x in learners)
+        self.penalties = nn.ModuleList(nn.ModuleDict(dict(x.penalties)) for x in learners)
         self._tapped = [
             Tapped(x.student, sorted({tap for t in x.terms.values() for tap in t.student_taps})) for x in learners
         ]
         self._dims: dict[tuple[str, str], int] = {}  # of each term's values: 1 per row, more per position
+        self.penalties.to(device.torch)
         for x in self.learners:
             if x.row_weight is not None:
                 x.row_weight = x.row_weight.to(device.torch, torch.float32)

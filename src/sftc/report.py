@@ -36,9 +36,7 @@ def _four(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ordered(result: dict[str, Any]) -> list[str]:
-    names = sorted(result["val"])
-    names.remove(result["monitor"])
-    return [result["monitor"], *names]
+    return [result["monitor"], *(n for n in sorted(result["val"]) if n != result["monitor"])]
 
 
 def evaluation(metrics: dict[str, Any], stored: dict[str, Any] | None, split: str) -> Table:
@@ -65,7 +63,7 @@ def per_class(table: dict[str, dict[str, float]]) -> Table:
 
 
 def show(*things: Any) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     for thing in things:
         console.print(thing)
 

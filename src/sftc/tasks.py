@@ -49,7 +49,7 @@ class Classification:
         self.smoothing = smoothing
         self.gamma = gamma
         self.class_weight = class_weight
-        self.monitor, self.maximize = _monitor(monitor, "accuracy", self.metrics)
+        self.monitor, self.maximize = fitting_monitor(monitor, "classes")
         if self.monitor == "top5" and self.out_dim <= 5:
             raise Refused(f"monitor=top5 needs more than 5 classes; there are {self.out_dim}: use monitor=accuracy")
 
@@ -70,8 +70,11 @@ class Classification:
         teacher = F.log_softmax(teacher / temperature, 1)
         return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return target >= 0
+
     def weight(self, target: Tensor) -> Tensor:
-        known = target >= 0
+        known = self.labelled(target)
         if self.class_weight is None:
             return known.float()
         if self.class_weight.device != target.device:
@@ -123,7 +126,7 @@ class MultiLabel:
         self.loss_name = fitting_loss(loss, "labels")
         self.gamma = gamma
         self.class_weight = class_weight  # [L], weighs the positives as `BCEWithLogitsLoss(pos_weight=)` does
-        self.monitor, self.maximize = _monitor(monitor, "f1", self.metrics)
+        self.monitor, self.maximize = fitting_monitor(monitor, "labels")
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         known = ~target.isnan()
@@ -143,8 +146,11 @@ class MultiLabel:
         entropy = F.binary_cross_entropy_with_logits(t, p, reduction="none")
         return temperature**2 * (cross - entropy).mean(1)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return (~target.isnan()).any(1)
+
     def weight(self, target: Tensor) -> Tensor:
-        return (~target.isnan()).any(1).float()
+        return self.labelled(target).float()
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -196,7 +202,7 @@ class Regression:
         self.std = torch.where(self.std > 0, self.std, 1.0)
         self.loss_name = fitting_loss(loss, "values")
         self.delta = delta
-        self.monitor, self.maximize = _monitor(monitor, "r2", self.metrics)
+        self.monitor, self.maximize = fitting_monitor(monitor, "values")
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if self.mean.device != like.device:
@@ -216,8 +222,11 @@ class Regression:
     def distance(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         return ((logits - teacher) ** 2).mean(1)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return (~target.isnan()).any(1)
+
     def weight(self, target: Tensor) -> Tensor:
-        return (~target.isnan()).any(1).float()
+        return self.labelled(target).float()
 
     def scores(self, logits: Tensor) -> Tensor:
         mean, std = self._scale(logits)
@@ -252,6 +261,8 @@ def fitting_loss(name: str, kind: str) -> str:
     return options[0] if name == "auto" else name
 
 
-def _monitor(name: str, default: str, options: Sequence[str]) -> tuple[str, bool]:
-    name = choose("monitor", default if name == "auto" else name, options)
+def fitting_monitor(name: str, kind: str) -> tuple[str, bool]:
+    """The monitor of a kind of data (`auto` is its first metric), and whether larger is better. Raises Refused."""
+    options = TASKS[kind].metrics
+    name = choose("monitor", options[0] if name == "auto" else name, options)
     return name, name not in MINIMIZED

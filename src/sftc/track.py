@@ -33,8 +33,8 @@ def _summary(row: dict[str, Any], monitor: str) -> str:
 class Lines(Watch):
     """A plain line per epoch: logs, pipes, CI."""
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None:
-        self.epochs, self.monitor = epochs, monitor
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
+        self.monitor = monitor
 
     def row(self, row: dict[str, Any]) -> None:
         print(_summary(row, self.monitor), flush=True)
@@ -46,11 +46,11 @@ class Lines(Watch):
 class Bars(Watch):
     """Two bars on a terminal, epoch and total, with rate, time left, loss and metric; epochs scroll above."""
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None:
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.monitor, self.epochs = monitor, epochs
+        self.monitor, self.per_epoch = monitor, per_epoch
         self.metric = ""
         self.progress = Progress(
             TextColumn("{task.description:>6}"),
@@ -59,7 +59,7 @@ class Bars(Watch):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, markup=False),
             transient=True,
         )
         self.progress.start()
@@ -75,11 +75,11 @@ class Bars(Watch):
         if now - self.looked < REFRESH and step < total:
             return
         self.looked = now
-        per_epoch = max(1, -(-total // self.epochs))
         rate = f"{(step - self.started[1]) / max(1e-9, now - self.started[0]):.1f} steps/s"
-        done = step - (step - 1) // per_epoch * per_epoch
+        before = (step - 1) // self.per_epoch * self.per_epoch
+        in_epoch = min(self.per_epoch, total - before)
         note = "" if loss is None else f"loss {loss:.4f}"
-        self.progress.update(self.epoch_bar, total=per_epoch, completed=done, rate=rate, note=note)
+        self.progress.update(self.epoch_bar, total=in_epoch, completed=step - before, rate=rate, note=note)
         self.progress.update(self.total_bar, total=total, completed=step, note=self.metric)
 
     def row(self, row: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Bars(Watch):
 class TensorBoard(Watch):
     """Scalars for TensorBoard in RUN/tensorboard; the step is the optimizer's."""
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None:
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -118,7 +118,7 @@ class TensorBoard(Watch):
 class Csv(Watch):
     """metrics.csv: the rows of metrics.jsonl as a table. Written anew each epoch, so late columns fit in."""
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None:
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
         self.run = run
 
     def row(self, row: dict[str, Any]) -> None:
@@ -139,9 +139,9 @@ class Watches(Watch):
     def __init__(self, watches: Sequence[Watch]) -> None:
         self.watches = list(watches)
 
-    def begin(self, run: Run, epochs: int, monitor: str) -> None:
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
         for w in self.watches:
-            w.begin(run, epochs, monitor)
+            w.begin(run, per_epoch, monitor)
 
     def tick(self, step: int, total: int, loss: float | None) -> None:
         for w in self.watches:

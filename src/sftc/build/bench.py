@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sftc import data as datasets
 from sftc import environment, optim
-from sftc.build import parts
+from sftc.build import facts, parts
 from sftc.build.parts import Config
 from sftc.data import Data
 from sftc.device import Device
@@ -18,6 +18,11 @@ from sftc.lab import Lab, Watch
 from sftc.stop import Stopper
 from sftc.store import Run
 
+NEEDED = (
+    *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "device", "tracker", "seed", "monitor"),
+    *("epochs", "max_steps", "max_minutes", "batch_size", "micro_batch_size", "eval_batch_size", "clip", "ema"),
+    *("patience", "target", "penalty", "checkpoint", "on_nonfinite", "oom"),
+)
 NOT_STORED = ("out", "resume", "debug", "experiment", "quiet")  # of the command, not of the run
 
 
@@ -63,6 +68,9 @@ class Bench:
         first = parts.first_model(cfg, data)
         optim.finetune(cfg["finetune"]).groups(first, 1.0, 0.0)  # refuses more blocks than there are
         self.device.settle(parts.multiply_adds(first, data.shape) * cfg["batch_size"])
+        parts.check_rows(first, data, cfg["batch_size"])
+        # Read now what stays in memory: a broken picture leaves no folder, and where rows live is among the notes.
+        data.source("train", 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
         stored = {k: v for k, v in cfg.items() if k not in NOT_STORED}
         stored["data"] = parts.resolve_data(cfg["data"], data)
         stored["model"] = parts.resolve_model(cfg["model"], first)
@@ -72,7 +80,7 @@ class Bench:
         about = environment.describe(self.device, command, overrides) | {"notes": notes}
 
         def fill(run: Run) -> None:
-            _write_rows(run, data)
+            _write_data(run, data)
             run.write_json("environment.json", about)
 
         return self.lab(stored, Run.create(out, stored, fill, alone=True), first)
@@ -84,6 +92,8 @@ class Bench:
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:
             raise Refused(f"the data of {run.path} has changed since it started; train a new run")
+        if run.checkpoints.files():  # the weights are in there; those it started from may be gone
+            cfg = {**cfg, "model": parts.bare(cfg["model"])}
         return self.lab(cfg, run)
 
     def open(self, path: str | Path) -> Lab:
@@ -104,19 +114,20 @@ class Bench:
         if seed is not None:
             cfg["seed"] = seed
         data = self.data(cfg)
-        return self.lab(cfg, Run.create(path, cfg, lambda run: _write_rows(run, data, rows)))
+        return self.lab(cfg, Run.create(path, cfg, lambda run: _write_data(run, data, rows)))
 
 
 def stored_config(run: Run) -> Config:
     """The config of a run, checked for the nodes that every run has."""
     cfg = run.config
-    lacking = [k for k in ("data", "model", "device", "loss", "strategy", "optim", "schedule") if k not in cfg]
+    lacking = [k for k in NEEDED if k not in cfg]
     if lacking:
         raise Refused(f"{run.path / 'config.yaml'} lacks {', '.join(lacking)}; it was not written by sftc train")
     return cfg
 
 
-def _write_rows(run: Run, data: Data, rows: Tensor | None = None) -> None:
+def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:
+    run.write_json(facts.FILE, facts.Facts.of(data).plain())
     own = {s: split.rows for s, split in data.splits.items() if s != "test"}
     mark = {"data": data.fingerprint, "own_rows": "false"}
     if rows is not None:

@@ -11,13 +11,15 @@ from sftc import data as datasets
 from sftc import report, track
 from sftc.build import parts
 from sftc.build.bench import Bench, stored_config
+from sftc.build.facts import Facts
 from sftc.build.parts import Config
+from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused, Stopped
 from sftc.lab import Lab
 from sftc.stop import Stopper
 from sftc.store import Run, write_tensors
-from sftc.types import Strategy
+from sftc.types import Metrics, Strategy
 
 
 def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float | None:
@@ -92,32 +94,49 @@ def evaluate(cfg: Config) -> None:
     stored = stored_config(run)
     device = Device(**(cfg.get("device") or stored["device"]))
     with device.active():
-        lab = Bench(device).lab({**stored, "model": parts.bare(stored["model"])}, run)
-        model = lab.restore()
-        if cfg.get("data"):
-            lab = _elsewhere(lab, cfg["data"], run)
+        facts = Facts.read(run)
+        data = _data_for(cfg.get("data") or stored["data"], facts)
+        lab = _opened(run, stored, device, facts, data)
         split = cfg["split"]
-        if split not in lab.data.splits:
-            raise Refused(f"split={split} is not there (data {lab.data.name} has {', '.join(lab.data.splits)})")
-        _, metrics, classes = lab.measure(model, split)
-    known = run.result.get(split) if run.finished and not cfg.get("data") else None
-    shown: list[Any] = [report.evaluation(metrics, known, split)]
-    if not cfg.get("quiet"):
-        about = f"run {run.path}: {stored['model']['name']} on {lab.data.name} ({device.describe()})"
-        shown = [about, "", *shown, *(["", report.per_class(classes)] if classes else [])]
-    report.show(*shown)
+        if split not in data.splits:
+            raise Refused(f"split={split} is not there (data {data.name} has {', '.join(data.splits)})")
+        _, metrics, classes = lab.measure(lab.restore(), split)
+        known, remark = _stored_metrics(run, data, split) if not cfg.get("data") else (None, "")
+    if cfg.get("quiet"):
+        report.show(*(f"{name} {value:.6g}" for name, value in metrics.items()))
+        return
+    about = f"run {run.path}: {stored['model']['name']} on {data.name} ({device.describe()})"
+    report.show(about, *([remark] if remark else []), "", report.evaluation(metrics, known, split))
+    if classes:
+        report.show("", report.per_class(classes))
 
 
-def _elsewhere(lab: Lab, node: Config, run: Run) -> Lab:
-    """The same model on another data set: classes must be the same, inputs are scaled as they were in training."""
-    data = datasets.build(node, model_size=lab.data.shape[-1] if len(lab.data.shape) == 3 else None)
-    if data.kind != lab.data.kind or data.class_names != lab.data.class_names:
-        mine, theirs = ", ".join(lab.data.class_names[:5]), ", ".join(data.class_names[:5])
+def _data_for(node: Config, facts: Facts) -> Data:
+    """A data set of the same classes as the run's, its inputs scaled as they were in training."""
+    data = datasets.build(node, model_size=facts.shape[-1] if len(facts.shape) == 3 else None)
+    if data.kind != facts.kind or data.class_names != facts.class_names:
+        mine, theirs = ", ".join(facts.class_names[:5]), ", ".join(data.class_names[:5])
         raise Refused(f"data={data.name} has other classes ({theirs}, ...) than the run learned ({mine}, ...)")
-    if data.shape[0] != lab.data.shape[0] or len(data.shape) != len(lab.data.shape):
-        raise Refused(f"data={data.name} has rows of shape {data.shape}; the run learned {lab.data.shape}")
-    data.input_mean, data.input_std = lab.data.input_mean, lab.data.input_std
-    return Lab(run=run, data=data, task=lab.task, device=lab.device, build=lab.model, settings=lab.settings)
+    if data.shape[0] != facts.shape[0] or len(data.shape) != len(facts.shape):
+        raise Refused(f"data={data.name} has rows of shape {data.shape}; the run learned {facts.shape}")
+    data.input_mean, data.input_std = facts.input_mean, facts.input_std
+    return data
+
+
+def _opened(run: Run, stored: Config, device: Device, facts: Facts, data: Any) -> Lab:
+    """A lab to score with: model and task are the run's own, whatever the data."""
+    build = parts.make_model(parts.bare(stored["model"]), facts)
+    task, settings = parts.task(stored, facts), parts.settings(stored)
+    return Lab(run=run, data=data, task=task, device=device, build=build, settings=settings)
+
+
+def _stored_metrics(run: Run, data: Data, split: str) -> tuple[Metrics | None, str]:
+    """What the run stored about these very rows, and a remark if they are no longer the same."""
+    if not run.finished or split not in run.result:
+        return None, ""
+    if run.predictions(split)[1].get("split") != data.splits[split].fingerprint():
+        return None, f"the rows of {split} are not those the run was scored on: nothing stored to compare with"
+    return run.result[split], ""
 
 
 def export(cfg: Config) -> None:
@@ -128,20 +147,15 @@ def export(cfg: Config) -> None:
     run = Run.open(cfg["run"])
     stored = stored_config(run)
     result = run.result
-    lab = Bench(Device("cpu")).lab({**stored, "model": parts.bare(stored["model"])}, run)
-    state = lab.restore(cfg["weights"]).state_dict()
+    facts = Facts.read(run)
+    state = _opened(run, stored, Device("cpu"), facts, None).restore(cfg["weights"]).state_dict()
     folder = Path(cfg["out"] or run.path / "export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")
-    data = lab.data
-    scaling = ("target_mean", "target_std", "input_mean", "input_std")
     which = result if cfg["weights"] == "model" else result["last"]
     about = {
         "model": parts.bare(stored["model"]),
-        "classes": data.class_names,
-        "kind": data.kind,
-        "shape": list(data.shape),
-        **{k: None if (t := getattr(data, k)) is None else t.tolist() for k in scaling},
+        **facts.plain(),
         "result": {k: which[k] for k in ("val", "test") if k in which},
         "fingerprints": result["fingerprints"],
     }

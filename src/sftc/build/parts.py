@@ -11,13 +11,14 @@ from torch import nn
 
 from sftc import data as datasets
 from sftc import models, optim, track
+from sftc.build.facts import Facts
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused, choose
 from sftc.lab import Settings
 from sftc.loop import Budget, Care
 from sftc.strategies import STRATEGIES
-from sftc.tasks import TASKS, fitting_loss
+from sftc.tasks import TASKS, fitting_loss, fitting_monitor
 from sftc.types import Strategy, Task
 
 Config = dict[str, Any]
@@ -34,6 +35,9 @@ def check(cfg: Config) -> None:
     datasets.check(cfg["data"])
     choose("tracker", cfg["tracker"]["name"], track.TRACKERS)
     _check_ending(cfg["loss"]["name"], cfg["model"])
+    kind = datasets.READERS[cfg["data"]["name"]].kind or cfg["data"]["kind"]
+    fitting_loss(cfg["loss"]["name"], kind)
+    fitting_monitor(cfg["monitor"], kind)
     if cfg["max_steps"] is None and cfg["epochs"] < 1:
         raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
 
@@ -54,7 +58,7 @@ def strategy(cfg: Config) -> Strategy:
     return STRATEGIES[name](**node)
 
 
-def task(cfg: Config, data: Data) -> Task:
+def task(cfg: Config, data: Data | Facts) -> Task:
     """The task the data asks for, with the configured loss."""
     node = dict(cfg["loss"])
     more: dict[str, Any] = {"loss": fitting_loss(node.pop("name"), data.kind), "monitor": cfg["monitor"]}
@@ -97,7 +101,8 @@ def resolve_model(node: Config, model: nn.Module) -> Config:
     facts = getattr(model, "facts", {})
     chosen = {k: facts[k] for k in ("input_size", "mean", "std") if k in facts and k in node}
     pretrained = {"pretrained": "true" if facts.get("pretrained") == "loaded" else "false"}
-    return {**node, **chosen, **(pretrained if "pretrained" in node else {})}
+    file = {"checkpoint": os.path.abspath(os.path.expanduser(node["checkpoint"]))} if node.get("checkpoint") else {}
+    return {**node, **chosen, **(pretrained if "pretrained" in node else {}), **file}
 
 
 def resolve_data(node: Config, data: Data) -> Config:
@@ -109,7 +114,7 @@ def resolve_data(node: Config, data: Data) -> Config:
     return {**out, "download": False} if "download" in out else out
 
 
-def make_model(node: Config, data: Data) -> Callable[[], nn.Module]:
+def make_model(node: Config, data: Data | Facts) -> Callable[[], nn.Module]:
     return lambda: models.build(node, out_dim=data.out_dim, shape=data.shape)
 
 
@@ -122,8 +127,16 @@ def first_model(cfg: Config, data: Data) -> models.Vision:
 
 def about(facts: Config) -> str:
     """One line on the model that was built."""
+    facts = {k: v.get("summary", v) if isinstance(v, dict) else v for k, v in facts.items()}
     rest = "; ".join(f"{k} {v}" for k, v in facts.items() if k not in ("family", "name", "params", "mean", "std"))
     return f"model {facts['name']}: {facts['params']:,} parameters; {rest}"
+
+
+def check_rows(model: nn.Module, data: Data, batch_size: int) -> None:
+    """Raises Refused: BatchNorm would have to train on a single row."""
+    rows = min(batch_size, len(data.splits["train"].rows))
+    if rows < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise Refused("BatchNorm cannot train on one row at a time; use batch_size=2 or more, and at least two rows")
 
 
 def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> float:

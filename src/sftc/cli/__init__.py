@@ -70,6 +70,8 @@ def _dispatch(command: str, args: list[str]) -> int:
         raise Refused(f"there is no command '{command}'{nearest(command, [*COMMANDS, 'ls'])} (sftc --help)")
     line = parse(args)
     dirs = conf.conf_dirs(line.config_dir)
+    if command in COMMANDS:
+        line.overrides = conf.grown(dirs, command, line.overrides)
     if line.help or command == "ls":
         from sftc.cli import help
 

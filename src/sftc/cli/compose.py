@@ -57,7 +57,7 @@ def checked(command: str, cfg: DictConfig, choices: Mapping[str, str], dirs: lis
     values: Any = OmegaConf.to_container(_own(cfg), resolve=True)
     keys = conf.declared(dirs, command, chosen)
     if unknown := keys.unknown(values):
-        raise Refused(f"{_unread(unknown[0], chosen, dirs, keys)} (sftc {command} --help lists every key)")
+        raise Refused(f"{_unread(command, unknown[0], chosen, dirs, keys)} (sftc {command} --help lists every key)")
     values = keys.check(values)
     if removed := keys.removed(values):
         raise Refused(f"~{removed[0]}: a declared key cannot be taken away; give it a value (sftc {command} --help)")
@@ -108,8 +108,8 @@ def source_dirs(hydra: Any) -> list[Path]:
     return [Path(s.path) for s in hydra.runtime.config_sources if s.schema == "file" and s.path]
 
 
-def _unread(path: str, choices: Mapping[str, str], dirs: list[Path], keys: schema.Keys) -> str:
-    near = schema.suggest(path, keys.names())
+def _unread(command: str, path: str, choices: Mapping[str, str], dirs: list[Path], keys: schema.Keys) -> str:
+    near = conf.elsewhere(dirs, command, path, choices) or schema.suggest(path, keys.names())
     for group, option in choices.items():
         file = conf.find(dirs, f"{group}/{option}")
         if file and schema.is_global(file) and path in schema.read(file).names():

@@ -89,6 +89,27 @@ def declared(dirs: list[Path], command: str, choices: Mapping[str, str | None]) 
     return known
 
 
+def grown(dirs: list[Path], command: str, overrides: list[str]) -> list[str]:
+    """The overrides with `++` before keys that a free `dict` takes (`optim.kwargs.amsgrad=true`): Hydra wants it."""
+    keys = Keys()
+    for place, options in choices(dirs, command, overrides).items():
+        for option in options.split(","):  # a sweep over options
+            keys.update(declared(dirs, command, {place: option}))
+    return [f"++{o}" if "=" in o and keys.grows(o.partition("=")[0]) else o for o in overrides]
+
+
+def elsewhere(dirs: list[Path], command: str, path: str, chosen: Mapping[str, str | None]) -> str:
+    """`"; finetune=first_n has it"` for a key that other options of its group declare, or ""."""
+    group = path.split(".")[0]
+    options = [
+        option
+        for option in groups(dirs).get(group, ())
+        if option != chosen.get(group) and path in declared(dirs, command, {group: option}).specs
+    ]
+    few = [*options[:4], *(["..."] if len(options) > 4 else [])]
+    return f"; {group}={', '.join(few)} {'has' if len(options) == 1 else 'have'} it" if options else ""
+
+
 def _declare(dirs: list[Path], group: str, file: Path, package: str, known: Keys) -> None:
     if schema.is_global(file):
         return

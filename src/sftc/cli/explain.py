@@ -103,7 +103,8 @@ def _unknown(key: str, command: str, overrides: list[str], dirs: list[Path]) -> 
     group = key.split(".")[0]
     if choices.get(group) == "null" and "." in key:
         return f"{key}: choose {group}=... first (one of: {', '.join(conf.groups(dirs).get(group, ()))})"
-    near = suggest(key, [*conf.declared(dirs, command, choices).names(), *choices])
+    near = conf.elsewhere(dirs, command, key, choices)
+    near = near or suggest(key, [*conf.declared(dirs, command, choices).names(), *choices])
     where = f" with {group}={choices[group]}" if "." in key and group in choices else ""
     return f"there is no key '{key}'{where}{near} (sftc {command} --help lists every key)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ def free(path: Path) -> Path:
     if path.is_file():
         raise Refused(f"out={path} is a file; name a new folder")
     if path.is_dir() and not folders.free(path):
+        if _finished(path):
+            raise Refused(f"out={path} holds a finished run and is never overwritten; choose another out=")
         way_out = f"go on with it by resume={path}, or " if (path / "config.yaml").exists() else ""
         raise Refused(f"out={path} is not empty and is never overwritten; {way_out}choose another out=")
     return path
@@ -39,6 +42,13 @@ def reserved(name: str) -> Iterator[Path]:
         for folder in (path, *ours):
             with contextlib.suppress(OSError):  # it holds a run by now
                 folder.rmdir()
+
+
+def _finished(path: Path) -> bool:
+    try:
+        return json.loads((path / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _make(day: Path, name: str) -> Path:

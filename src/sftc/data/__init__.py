@@ -6,6 +6,7 @@ To add one: a function that returns a `Raw` in this folder, a row in READERS, a 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,17 +105,19 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
         raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
     numbers = chosen(raw.kind, raw.class_names, common["classes"])
     shares = {k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")}
+    parts = splits(raw, numbers=numbers, **shares)
+    labelled = _labelled(parts["train"], raw.kind, common["unlabeled"])
     data = Data(
         name=str(spec["name"]),
         kind=raw.kind,
-        splits=splits(raw, numbers=numbers, **shares),
+        splits=parts,
         class_names=raw.class_names if numbers is None else [raw.class_names[i] for i in numbers],
         augment=Augment(**common["augment"]),
         notes=raw.notes,
         **{k: common[k] for k in ("split_seed", "cache", "workers", "views")},
     )
     _check_built(data)
-    data.class_weights = weights(common["class_weights"], data.class_counts, raw.kind, len(data.splits["train"].rows))
+    data.class_weights = weights(common["class_weights"], data.class_counts, raw.kind, labelled)
     return data
 
 
@@ -162,10 +165,19 @@ def _check_targets(kind: str, common: dict[str, Any]) -> None:
     given = common["class_weights"]
     if isinstance(given, str):
         choose("data.class_weights", given, ("none", "balanced"))
+    elif given is not None and not all(_above_zero(w) for w in given):
+        raise Refused(
+            f"data.class_weights={given} must be finite numbers above 0, one for each class; "
+            "data.classes leaves classes out"
+        )
     if given not in (None, "none") and kind == "values":
         raise Refused("data.class_weights needs classes or labels, and this data set has values: set it to none")
     if common["classes"] is not None and kind == "values":
         raise Refused("data.classes chooses among classes or labels, and this data set has values: leave it out")
+
+
+def _above_zero(weight: object) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
 
 
 def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) -> None:
@@ -187,6 +199,24 @@ def _check_built(data: Data) -> None:
         raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.channels}")
     if augment.crop > data.shape[-1]:
         raise Refused(f"data.augment.crop={augment.crop} is more than the images' {data.shape[-1]} pixels")
+
+
+def _labelled(train: Split, kind: str, unlabeled: float | None) -> torch.Tensor:
+    """How many training rows have a label, for each column of the targets.
+
+    Raises:
+        Refused: none has.
+    """
+    target = train.target[train.rows]
+    known = target >= 0 if kind == "classes" else ~target.isnan()
+    if unlabeled and not known.any():
+        raise Refused(
+            f"no training row has a label (data.unlabeled={unlabeled} of {len(train.rows)} rows): "
+            "lower data.unlabeled or raise data.limit"
+        )
+    if not known.any():
+        raise Refused("no training row of the source has a label: there is nothing to learn from")
+    return known.sum(0)
 
 
 def _resized(load: Callable[[], Table], size: int) -> Callable[[], Table]:

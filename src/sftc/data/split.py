@@ -164,10 +164,11 @@ def splits(
     return {n: Split(n, lambda n=n: load(n)) for n in names}
 
 
-def weights(class_weights: str | list | None, counts: Tensor | None, kind: str, rows: int) -> Tensor | None:
+def weights(class_weights: str | list | None, counts: Tensor | None, kind: str, rows: int | Tensor) -> Tensor | None:
     """data.class_weights as float32 [C], or None.
 
-    Balanced: rows / (classes * rows of the class); for labels, rows without it / rows with it.
+    Balanced: rows / (classes * rows of the class); for labels, rows without it / rows with it. `rows`
+    are those with a label (for each, if a tensor): what is hidden is neither.
     """
     if class_weights is None or class_weights == "none":
         return None

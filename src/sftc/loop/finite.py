@@ -52,13 +52,18 @@ class Watch:
         if self.at_once:
             self._check(*now)
             return
-        for t in state.trainees:
-            for p in t.params:
-                if p.grad is not None and self.device.scaler is None:
-                    p.grad.nan_to_num_(0.0, 0.0, 0.0)
         before, self._pending = self._pending, now
         if before is not None:
             self._check(*before)
+
+    def mask(self, trainees: Sequence[Trainee]) -> None:
+        """Make an update harmless that nobody has looked at yet. After clipping, which multiplies NaN back in."""
+        if self.at_once or self.device.scaler is not None:
+            return
+        for t in trainees:
+            for p in t.params:
+                if p.grad is not None:
+                    p.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def finish(self) -> None:
         if self._pending is not None:

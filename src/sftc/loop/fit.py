@@ -91,10 +91,10 @@ def _leave_out(bad: NotFinite, state: Fit, care: Care, load, say) -> bool:
 
 
 def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budget: Budget, log) -> None:
-    steps = goal - state.epoch * state.per_epoch
+    steps = state.sums.pop("steps", 1)  # those that were not left out
     many = len(state.trainees) > 1
     row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "seconds": round(state.seconds, 3)}
-    row |= {f"train/{k}": v / max(1, steps) for k, v in state.sums.items()}
+    row |= {f"train/{k}": v / steps for k, v in state.sums.items()}
     state.epoch += 1
     state.sums = {}
     for t, m in zip(state.trainees, metrics, strict=True):

@@ -36,10 +36,6 @@ class Budget:
         steps = self.epochs * per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def passes(self, per_epoch: int) -> int:
-        """Epochs that are begun: what a schedule spans, so that max_steps does not cut it off."""
-        return math.ceil(self.steps(per_epoch) / per_epoch)
-
 
 class Care:
     """When a fit is saved, and what it does about trouble.

@@ -23,7 +23,7 @@ class Steps:
     def __init__(self, state: Fit, device: Device, care: Care, total: int, save, stop, tick, say) -> None:
         self.state, self.device, self.care, self.total = state, device, care, total
         self._save, self.stop, self.tick, self.say = save, stop, tick, say
-        self.running = Running(state.objective)
+        self.running = Running(nn.ModuleList([state.objective.students, state.objective.terms]))
 
     def save(self) -> None:
         self._save(self.state.state_dict())
@@ -73,6 +73,7 @@ class Steps:
         for t, size in zip(state.trainees, sizes, strict=True):
             if t.clip is not None and size is not None:
                 torch.nn.utils.clip_grads_with_norm_(t.params, t.clip, torch.linalg.vector_norm(size))
+        watch.mask(state.trainees)
         self.device.step(*(t.optimizer for t in state.trainees))
         for t in state.trainees:
             t.optimizer.zero_grad(set_to_none=True)
@@ -173,8 +174,10 @@ class _Sums:
     def __init__(self, start: dict[str, float]) -> None:
         self.start = start
         self.held: dict[str, Tensor] = {}
+        self.steps = int(start.get("steps", 0))
 
     def add(self, parts: dict[str, Tensor]) -> None:
+        self.steps += 1
         for name, value in parts.items():
             if name in self.held:
                 self.held[name] += value
@@ -183,4 +186,4 @@ class _Sums:
                 self.held[name] = value.double() + self.start.get(name, 0.0)
 
     def read(self) -> dict[str, float]:
-        return {k: float(v) for k, v in self.held.items()} if self.held else self.start
+        return {k: float(v) for k, v in self.held.items()} | {"steps": self.steps} if self.held else self.start

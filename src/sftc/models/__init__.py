@@ -43,7 +43,8 @@ def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> V
     family = choose("model.family", spec["family"], FAMILIES)
     model = (own if family in own.NETS else hub).build(spec, out_dim, shape)
     if spec.get("checkpoint"):
-        model.facts["checkpoint"] = weights.load(model, spec["checkpoint"])
+        model.facts["checkpoint"] = report = weights.load(model, spec["checkpoint"])
+        model.loaded = {n for n, _ in model.named_parameters()} - {*report["missing"], *report["shape_mismatch"]}
         model.facts["pretrained"] = "checkpoint"
     model.facts |= {
         "family": family,

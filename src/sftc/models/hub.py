@@ -67,7 +67,11 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Visi
         return model
     dry = size.shapes_only(source, name, max(pixels), keywords)
     heads = source.heads(name, dry) or [surgery.find_head(dry, max(pixels))]
-    return Vision(first, net, [f"net.{path}" for path in heads], facts)
+    model = Vision(first, net, [f"net.{path}" for path in heads], facts)
+    if file is not None:
+        fresh = tuple(f"{path}." for path in model.heads)
+        model.loaded = {name for name, _ in model.named_parameters() if not name.startswith(fresh)}
+    return model
 
 
 @cache

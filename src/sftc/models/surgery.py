@@ -156,6 +156,8 @@ def in_range(n: int, count: int, what: str) -> None:
     Raises:
         Refused: naming how many blocks there are.
     """
+    if count == 1:
+        raise Refused(f"{what}={n} counts blocks below the head, and the model has nothing but its head")
     if not 1 <= n < count:
         raise Refused(f"{what}={n} must lie in 1..{count - 1}: the model has {count} blocks, the last is its head")
 

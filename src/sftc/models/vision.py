@@ -61,6 +61,7 @@ class Vision(nn.Module):
     Attributes:
         heads: paths of the modules that give the logits.
         facts: what was chosen for this model, in plain types.
+        loaded: names of the parameters that came from a checkpoint or published weights.
     """
 
     def __init__(self, prepare: nn.Module, net: nn.Module, heads: list[str], facts: dict[str, Any]) -> None:
@@ -69,6 +70,7 @@ class Vision(nn.Module):
         self.net = net
         self.heads = heads
         self.facts = facts
+        self.loaded: set[str] = set()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[N, C, H, W] raw pictures or [N, D] numbers -> logits [N, out_dim]."""

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -76,8 +77,8 @@ def load(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Copy into `model` what has the same name and shape in `path`, whatever prefixes wrappers left.
 
     Returns:
-        {"path", "matched": n, "missing": [...], "unexpected": [...], "shape_mismatch": [...]}; all but
-        `unexpected` by the model's own names.
+        {"path", "matched": n, "missing": [...], "unexpected": [...], "shape_mismatch": [...], "summary"}; all
+        but `unexpected` by the model's own names, and `summary` says it in one short line.
 
     Raises:
         Refused: unreadable, or nothing matches.
@@ -93,12 +94,22 @@ def load(model: nn.Module, path: str | Path) -> dict[str, Any]:
         )
     model.load_state_dict(matched, strict=False)
     used = set(names.values())
+    missing = [k for k in own if k not in names]
+    unexpected = [k for k in found if k not in used]
+    other = [k for k in own if k in names and k not in matched]
+    said = [
+        f"{len(matched)} of {len(own)} matched",
+        *([f"missing {_short(missing)}"] if missing else []),
+        *([f"skipped {_short(other)} (shape)"] if other else []),
+        *([f"unused {_short(unexpected)}"] if unexpected else []),
+    ]
     return {
         "path": str(path),
         "matched": len(matched),
-        "missing": [k for k in own if k not in names],
-        "unexpected": [k for k in found if k not in used],
-        "shape_mismatch": [k for k in own if k in names and k not in matched],
+        "missing": missing,
+        "unexpected": unexpected,
+        "shape_mismatch": other,
+        "summary": "; ".join(said),
     }
 
 
@@ -218,6 +229,18 @@ def _renamed(own: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, str]
     pairs = [(ours, theirs) for ours in _prefixes(own) for theirs in _prefixes(found)]
     ours, theirs = max(pairs, key=lambda pair: (hits(*pair), -len(pair[0]) - len(pair[1])))
     return {k: name for k in own if k.startswith(ours) and (name := theirs + k[len(ours) :]) in found}
+
+
+def _short(names: list[str], most: int = 3) -> str:
+    """`net.layer4.* (30), net.fc.* (2)`: tensor names by the first parts of their paths."""
+    counts = Counter(_stem(name) for name in names)
+    shown = [f"{stem} ({n})" if n > 1 else stem for stem, n in list(counts.items())[:most]]
+    return ", ".join([*shown, *(["..."] if len(counts) > most else [])])
+
+
+def _stem(name: str) -> str:
+    parts = name.split(".")
+    return ".".join([*parts[: min(2, len(parts) - 1)], "*"]) if len(parts) > 1 else name
 
 
 def _prefixes(names: dict[str, Tensor]) -> list[str]:

@@ -142,7 +142,7 @@ class OneCycle:
 
 
 def schedule(
-    spec: Mapping[str, Any], optimizer: torch.optim.Optimizer, updates_per_epoch: int, epochs: int
+    spec: Mapping[str, Any], optimizer: torch.optim.Optimizer, updates_per_epoch: int, epochs: float
 ) -> Schedule:
     """The schedule of a `schedule` node. Keys count in epochs, the rate changes at every update.
 

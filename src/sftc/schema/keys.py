@@ -84,6 +84,15 @@ class Keys:
         prefixes = (".".join(parents[: i + 1]) for i in range(len(parents)))
         return any(prefix in self.specs and self.specs[prefix].open for prefix in prefixes)
 
+    def grows(self, path: str) -> bool:
+        """Whether `path` is, or lies in, a `dict` that declares no keys of its own: any name is right there."""
+        parts = path.split(".")
+        for prefix in (".".join(parts[: i + 1]) for i in range(len(parts))):
+            spec = self.specs.get(prefix)
+            if spec is not None and any(form.kind == "dict" for form in spec.forms):
+                return not any(name.startswith(f"{prefix}.") for name in self.names())
+        return False
+
     def unknown(self, config: Mapping[str, Any], prefix: str = "") -> list[str]:
         """Paths in `config` that no file declares: nothing would read them."""
         found = []

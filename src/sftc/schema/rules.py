@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class Form:
                 return value is None
             case "choice":
                 return shown(value) in self.words
-            case "int" | "float" if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
+            case "int" | "float" if isinstance(value, bool) or (isinstance(value, int | float) and not _finite(value)):
                 return False
         return isinstance(value, _TYPES[self.kind]) and all(_COMPARE[op](value, n) for op, n in self.bounds)
 
@@ -52,11 +52,15 @@ class Form:
         if self.kind == "choice":
             return _typed(shown(value), self.words)
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if whole and self.kind in ("float", "str"):
+        if whole and (self.kind == "str" or (self.kind == "float" and _finite(value))):
             return float(value) if self.kind == "float" else str(value)
         if self.kind == "int" and isinstance(value, float) and value.is_integer():
             return int(value)
         return value
+
+
+def _finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max  # neither nan nor inf, nor an integer that no float holds
 
 
 def shown(value: Any) -> str:

@@ -136,6 +136,13 @@ class Run:
         """environment.json, with `command` and `notes` at least."""
         return {"command": "", "notes": [], **(self._json("environment.json") or {})}
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Raises Refused: there is no such file, or it holds no object."""
+        value = self._json(name)
+        if value is None:
+            raise Refused(f"{self.path / name} does not exist; was this run written by sftc train?")
+        return value
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_text(self.path / name, json.dumps(plain(content), indent=2))
 

@@ -35,7 +35,8 @@ def optimizer(spec: Mapping[str, Any], groups: Iterable[dict[str, Any]]) -> torc
         if key not in taken:
             has = [k for k in taken if k in TUNED]
             way = f"it has {', '.join(has)}" if has else "leave it null"
-            raise Refused(f"optim.{key}={asked[key]} has no meaning for {name} ({way})")
+            node = "optim.kwargs" if key in (spec.get("kwargs") or {}) else "optim"
+            raise Refused(f"{node}.{key}={asked[key]} has no meaning for {name} ({way})")
     if asked.get("nesterov") and not asked.get("momentum"):
         raise Refused("optim.nesterov=true needs momentum; set optim.momentum=0.9 or optim.nesterov=false")
     if "betas" in asked:

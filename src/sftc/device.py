@@ -19,7 +19,7 @@ from sftc.errors import Refused, choose
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-PER_THREAD = 500_000_000  # multiply-adds of a forward worth one more thread; 2 lost at 0.3e9, won at 2.4e9 (ResNet-18)
+PER_THREAD = 500_000_000  # multiply-adds of a forward worth one more thread: two lost clearly at 0.3e9, drew at 2.4e9
 
 
 def _cores() -> int:

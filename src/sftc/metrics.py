@@ -190,3 +190,30 @@ class ValueMeter(_Pieces):
 
     def per_class(self) -> dict[str, dict[str, float]]:
         return {}
+
+
+class Agreement:
+    """A meter that also says how far the model agrees with somebody else, batch by batch in the same order of rows.
+
+    Args:
+        meter: what is measured anyway.
+        task: says what agreeing is: `agreement(scores, other)` -> [N].
+        other: [n, C] the other's scores of all rows of the split.
+    """
+
+    def __init__(self, meter: Any, task: Any, other: Tensor) -> None:
+        self.meter = meter
+        self.task = task
+        self.other = other
+        self.at = 0
+        self.agreed: list[Tensor] = []
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        self.meter.update(logits, target, weight)
+        other = self.other[self.at : self.at + len(logits)].to(logits.device)
+        self.at += len(logits)
+        agreed = self.task.agreement(self.task.scores(logits), other).double()
+        self.agreed.append(agreed if weight is None else agreed[weight > 0])
+
+    def compute(self) -> Metrics:
+        return {**self.meter.compute(), "agreement": float(torch.cat(self.agreed).mean())}

@@ -6,8 +6,10 @@ batch. Cutting a batch into micro-batches, hiding labels or padding rows therefo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.losses import Truth
+from sftc.models.adapt import Adapted
 from sftc.models.surgery import Tapped
 from sftc.types import Batch, Out, Penalty, Step, Task, Teacher, Term, View
 
@@ -43,14 +46,16 @@ class Live:
     def __init__(self, model: nn.Module, device: Device, taps: Sequence[str] = ()) -> None:
         self.device = device
         self.model = device.place(model).requires_grad_(False).eval()
-        self.tapped = Tapped(self.model, taps)
+        self.inner = "model." if isinstance(model, Adapted) else ""
+        self.tapped = Tapped(self.model, [self.inner + path for path in taps])
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Out:
         self.model.eval()
         with self.device.autocast():
             out = self.tapped(self.device.inputs(batch.inputs))
-        return Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}).detach()
+        features = {k.removeprefix(self.inner): v.float() for k, v in out.features.items()}
+        return Out(out.logits.float(), features).detach()
 
 
 class Learner:
@@ -64,6 +69,8 @@ class Learner:
         penalties: name -> cost of the student itself.
         row_weight: [n] weight of each source row (boosting), or None.
         source: which of the fit's sources it reads, by position.
+        reference: [n, C] scores somebody else gives its validation rows, in their order: agreement with them is logged.
+        settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
         name: prefixes what it logs when there is more than one.
     """
 
@@ -77,6 +84,8 @@ class Learner:
         penalties: Mapping[str, Penalty] | None = None,
         row_weight: Tensor | None = None,
         source: int = 0,
+        reference: Tensor | None = None,
+        settings: Any = None,
         name: str = "student",
     ) -> None:
         self.student = student
@@ -86,6 +95,8 @@ class Learner:
         self.penalties = dict(penalties or {})
         self.row_weight = row_weight
         self.source = source
+        self.reference = reference
+        self.settings = settings
         self.name = name
         for term_name, term in self.terms.items():
             lacking = term.needs - {"target"} - task.offers
@@ -148,21 +159,45 @@ class Objective(nn.Module):
 
     def prepare(self, batches: Sequence[Batch]) -> None:
         """One dry run on real rows: terms build their projectors, and the shape of their values is noted."""
-        was = [(m, m.training) for m in self.students.modules()]
-        try:
-            # Eval mode, or the dry run itself would move BatchNorm statistics.
-            self.students.eval()
-            with torch.no_grad():
-                views = self._views(batches, 0.0, 0, 0)
-                for i, (learner, view) in enumerate(zip(self.learners, views, strict=True)):
-                    for j, (name, term) in enumerate(learner.terms.items()):
-                        self.device.reseed(mix(self.seed, i, j))
-                        term.prepare(view)
-                        term.to(self.device.torch)
-                        self._dims[learner.name, name] = term(view).ndim
-        finally:
-            for module, mode in was:
-                module.training = mode
+        # Eval mode, or the dry run itself would move BatchNorm statistics.
+        with _evaluating(self.students), torch.no_grad():
+            views = self._views(batches, 0.0, 0, 0)
+            for i, (learner, view) in enumerate(zip(self.learners, views, strict=True)):
+                for j, (name, term) in enumerate(learner.terms.items()):
+                    self.device.reseed(mix(self.seed, i, j))
+                    term.prepare(view)
+                    term.to(self.device.torch)
+                    self._dims[learner.name, name] = term(view).ndim
+
+    def shares(self, batches: Sequence[Batch], progress: float) -> dict[str, float]:
+        """How much of the gradient on these rows each term makes: its norm over the sum of all terms' norms.
+
+        Looked at in eval mode, so that running statistics stay; learners with a single term have nothing to share.
+        """
+        out: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_evaluating(self.students))
+            totals = self.totals(batches)
+            views = self._views(batches, progress, 0, 0)
+            stack.enter_context(self.device.exact())
+            for learner, view in zip(self.learners, views, strict=True):
+                params = [p for p in learner.student.parameters() if p.requires_grad]
+                if len(learner.terms) < 2 or not params:
+                    continue
+                norms = {}
+                for name, term in learner.terms.items():
+                    part = self._part(learner, name, view, totals)[0] * term.weight
+                    norms[name] = _norm(part, params)
+                for name, norm in norms.items():
+                    out[self._label(learner, name)] = norm / max(sum(norms.values()), 1e-30)
+        return out
+
+    def _part(self, learner: Learner, name: str, view: View, totals: Totals) -> tuple[Tensor, Tensor]:
+        """One term's share of its mean over the effective batch, and its values per row."""
+        values = learner.terms[name](view)
+        weight = self._weight(learner, name, view.batch)
+        # where: a row of weight 0 may hold inf, and 0 * inf would be NaN
+        return torch.where(weight > 0, values * weight, 0.0).sum() / totals[learner.name, name], values
 
     def _weight(self, learner: Learner, name: str, batch: Batch) -> Tensor:
         """[N] or [N, *positions]: what each value of a term counts."""
@@ -197,10 +232,7 @@ class Objective(nn.Module):
         with self.device.exact():
             for learner, view in zip(self.learners, views, strict=True):
                 for name, term in learner.terms.items():
-                    values = term(view)
-                    weight = self._weight(learner, name, view.batch)
-                    # where: a row of weight 0 may hold inf, and 0 * inf would be NaN
-                    part = torch.where(weight > 0, values * weight, 0.0).sum() / totals[learner.name, name]
+                    part, values = self._part(learner, name, view, totals)
                     label = self._label(learner, name)
                     parts[label], rows[label] = part.detach(), values.detach()
                     part = part if term.weight == 1 else term.weight * part
@@ -211,3 +243,22 @@ class Objective(nn.Module):
                     total = part if total is None else total + part
         assert total is not None
         return Step(total, parts, rows)
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every part gets the mode back that it had."""
+    was = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in was:
+            part.training = mode
+
+
+def _norm(part: Tensor, params: Sequence[Tensor]) -> float:
+    if not part.requires_grad:
+        return 0.0
+    grads = torch.autograd.grad(part, params, retain_graph=True, allow_unused=True)
+    return float(torch.stack([g.float().norm() for g in grads if g is not None] or [torch.zeros(())]).norm())

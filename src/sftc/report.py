@@ -73,8 +73,13 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
 
 
+def write_card(run: Run) -> None:
+    """README.md of a run that has its result: what it is, how good, on what, and how to make it again."""
+    about = run.environment
+    run.write_page("README.md", card(run, about["command"], about["notes"]))
+
+
 def card(run: Run, command: str, notes: list[str]) -> str:
-    """README.md of a run: what it is, how good, on what, and how to make it again."""
     config, result = run.config, run.result
     best, last = result["best"], result["last"]
     numbers = _markdown(

@@ -93,6 +93,10 @@ class Classification:
     def miss(self, scores: Tensor, target: Tensor) -> Tensor:
         return (scores.argmax(1) != target).to(scores.dtype)
 
+    def agreement(self, scores: Tensor, other: Tensor) -> Tensor:
+        """1 where both say the same class, else 0: [N]."""
+        return (scores.argmax(1) == other.argmax(1)).to(scores.dtype)
+
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if logits.ndim == 2:
             return self.scores(logits), target, index
@@ -163,6 +167,10 @@ class MultiLabel:
 
     def miss(self, scores: Tensor, target: Tensor) -> Tensor:
         return ((scores >= 0.5) != (target >= 0.5)).to(scores.dtype).mean(1)
+
+    def agreement(self, scores: Tensor, other: Tensor) -> Tensor:
+        """Share of the labels on which both say the same: [N]."""
+        return 1 - self.miss(scores, other)
 
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.scores(logits), target, index
@@ -242,6 +250,10 @@ class Regression:
     def miss(self, scores: Tensor, target: Tensor) -> Tensor:
         error = (scores - target).abs().mean(1)
         return error / error.max().clamp_min(torch.finfo(error.dtype).tiny)
+
+    def agreement(self, scores: Tensor, other: Tensor) -> Tensor:
+        """1 less the squared distance of both, in standard units of the target: [N]; its mean is like an R2."""
+        return 1 - ((scores - other) / self._scale(scores)[1]).square().mean(1)
 
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.scores(logits), target, index

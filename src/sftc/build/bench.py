@@ -8,15 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from sftc import data as datasets
-from sftc import environment, optim
-from sftc.build import facts, parts
+from sftc import environment, optim, report
+from sftc.build import parts
+from sftc.build.facts import FILE, Facts
 from sftc.build.parts import Config
 from sftc.data import Data
+from sftc.data.rows import digest
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.lab import Lab, Watch
 from sftc.stop import Stopper
-from sftc.store import Run
+from sftc.store import Run, plain
 
 NEEDED = (
     *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "device", "tracker", "seed", "monitor"),
@@ -29,26 +31,34 @@ NOT_STORED = ("out", "resume", "debug", "experiment", "quiet")  # of the command
 class Bench:
     """What the labs of one process share: the device, who looks on, what may stop them, data already read."""
 
-    def __init__(self, device: Device, watch: Watch | None = None, stop: Stopper | None = None) -> None:
+    def __init__(
+        self, device: Device, watch: Watch | None = None, stop: Stopper | None = None, shared: Path | None = None
+    ) -> None:
         self.device = device
-        self.watch = watch
-        self.stop = stop
+        self.watch = watch or Watch()
+        self.stop = stop or Stopper()
+        self.shared = shared  # folder of runs that others use too; None: beside each run
         self._data: dict[str, Data] = {}
 
     def data(self, cfg: Config) -> Data:
         key = repr(sorted(cfg["data"].items()))
         if key not in self._data:
-            size = cfg["model"].get("input_size")
-            self._data[key] = datasets.build(cfg["data"], model_size=size if isinstance(size, int) else None)
+            self._data[key] = datasets.build(cfg["data"], model_size=parts.largest_input(cfg))
         return self._data[key]
 
-    def lab(self, cfg: Config, run: Run, first: nn.Module | None = None) -> Lab:
-        """The lab of a run whose config is resolved. `first` is what its first `model()` gives."""
-        data = self.data(cfg)
+    def lab(self, cfg: Config, run: Run, first: nn.Module | None = None, facts: Facts | None = None) -> Lab:
+        """The lab of a run whose config is resolved.
+
+        Args:
+            first: what its first `model()` gives.
+            facts: enough for model and task; its data is then read only when somebody asks for it.
+        """
+        data = self.data(cfg) if facts is None else facts
         rows = run.rows_of("train") if run.rows_meta().get("own_rows") == "true" else None
         return Lab(
             run=run,
-            data=data,
+            data=data if isinstance(data, Data) else lambda: self.data(cfg),
+            facts=data,
             task=parts.task(cfg, data),
             device=self.device,
             build=parts.once(first, parts.make_model(cfg["model"], data)),
@@ -59,10 +69,16 @@ class Bench:
             stop=self.stop,
             open=self.open,
             fork=lambda name, **changes: self.fork(cfg, run, name, **changes),
+            share=lambda name, **changes: self.share(cfg, run, name, **changes),
+            card=report.write_card,
         )
 
-    def start(self, cfg: Config, out: Path, command: str, overrides: list[str]) -> Lab:
-        """A new run. All that can go wrong with data and model goes wrong before its folder is made."""
+    def start(self, cfg: Config, out: Path, command: str, overrides: list[str], alone: bool = True) -> Lab:
+        """A new run. All that can go wrong with data and model goes wrong before its folder is made.
+
+        Args:
+            alone: take the run's lock; False where the caller holds it.
+        """
         data = self.data(cfg)
         parts.task(cfg, data)
         first = parts.first_model(cfg, data)
@@ -71,11 +87,7 @@ class Bench:
         parts.check_rows(first, data, cfg["batch_size"])
         # Read now what stays in memory: a broken picture leaves no folder, and where rows live is among the notes.
         data.source("train", 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
-        stored = {k: v for k, v in cfg.items() if k not in NOT_STORED}
-        stored["data"] = parts.resolve_data(cfg["data"], data)
-        stored["model"] = parts.resolve_model(cfg["model"], first)
-        stored["device"] = self.device.resolved()
-        self._data[repr(sorted(stored["data"].items()))] = data
+        stored = self._resolved(cfg, data, first)
         notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
         about = environment.describe(self.device, command, overrides) | {"notes": notes}
 
@@ -83,11 +95,23 @@ class Bench:
             _write_data(run, data)
             run.write_json("environment.json", about)
 
-        return self.lab(stored, Run.create(out, stored, fill, alone=True), first)
+        return self.lab(stored, Run.create(out, stored, fill, alone), first)
+
+    def _resolved(self, cfg: Config, data: Data, first: nn.Module) -> Config:
+        """What is written to config.yaml: every `auto` replaced by what was chosen."""
+        stored = {k: v for k, v in cfg.items() if k not in NOT_STORED}
+        stored["data"] = parts.resolve_data(cfg["data"], data)
+        stored["model"] = parts.resolve_model(cfg["model"], first)
+        stored["device"] = self.device.resolved()
+        self._data[repr(sorted(stored["data"].items()))] = data
+        return stored
 
     def resume(self, run: Run) -> Lab:
         """The lab of a run that is not finished, with the settings stored in it."""
         run.lock()
+        return self._go_on(run)
+
+    def _go_on(self, run: Run) -> Lab:
         cfg = stored_config(run)
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:
@@ -97,10 +121,10 @@ class Bench:
         return self.lab(cfg, run)
 
     def open(self, path: str | Path) -> Lab:
-        """The lab of an existing run, from its folder alone."""
+        """The lab of an existing run, from its folder alone: its data need not be there any more."""
         run = Run.open(path)
         cfg = stored_config(run)
-        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run)
+        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, facts=Facts.read(run))
 
     def fork(
         self, cfg: Config, parent: Run, name: str, *, seed: int | None = None, rows: Tensor | None = None, **groups: Any
@@ -114,7 +138,41 @@ class Bench:
         if seed is not None:
             cfg["seed"] = seed
         data = self.data(cfg)
-        return self.lab(cfg, Run.create(path, cfg, lambda run: _write_data(run, data, rows)))
+        first = parts.first_model(cfg, data)
+        stored = self._resolved(cfg, data, first)
+        return self.lab(stored, Run.create(path, stored, lambda run: _write_data(run, data, rows)), first)
+
+    def share(self, cfg: Config, parent: Run, name: str, *, reuse: bool = True, **groups: Any) -> Lab:
+        """A plain run that others may use too, in the place runs share; `parent` refers to it as a member.
+
+        Found by what it is made of: config and data. Locked until it is finished, so that of several jobs that want it
+        one makes it and the others wait.
+        """
+        if not reuse:
+            return self.fork(cfg, parent, name, **groups)
+        cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
+        path = parent.reference(name)
+        if path is None:
+            key = identity(cfg, self.data(cfg))
+            path = (self.shared or parent.path.parent / "shared") / f"{name}-{cfg['model']['name']}-{key}"
+            parent.refer(name, path)
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path)
+        run.wait(self.stop, self.watch.say)
+        if run.finished:
+            run.unlock()
+            return self.open(path)
+        if (path / "config.yaml").is_file():
+            return self._go_on(run)
+        home = self.start(cfg, path, parent.environment["command"], [], alone=False)
+        run.hand_over(home.run)
+        return home
+
+
+def identity(cfg: Config, data: Data) -> str:
+    """What decides how a run ends, as a short hash: its config, less what only watches it, and its data."""
+    nodes = {k: cfg[k] for k in NEEDED if k not in ("tracker", "checkpoint", "max_minutes", "data", "eval_batch_size")}
+    return digest(plain({**nodes, "augment": cfg["data"].get("augment")}), data.fingerprint)[:12]
 
 
 def stored_config(run: Run) -> Config:
@@ -127,7 +185,7 @@ def stored_config(run: Run) -> Config:
 
 
 def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:
-    run.write_json(facts.FILE, facts.Facts.of(data).plain())
+    run.write_json(FILE, Facts.of(data).plain())
     own = {s: split.rows for s, split in data.splits.items() if s != "test"}
     mark = {"data": data.fingerprint, "own_rows": "false"}
     if rows is not None:

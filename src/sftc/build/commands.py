@@ -45,7 +45,6 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
         if not cfg["quiet"]:
             report.show(*about["notes"])
         _tell(parts.strategy(settings), lab)
-        lab.run.write_page("README.md", report.card(lab.run, about["command"], about["notes"]))
     if not cfg["quiet"]:
         report.show("", report.scores(lab.run.result), "", f"run folder: {lab.run.path}")
     return _monitor(lab.run)

@@ -105,6 +105,13 @@ def resolve_model(node: Config, model: nn.Module) -> Config:
     return {**node, **chosen, **(pretrained if "pretrained" in node else {}), **file}
 
 
+def largest_input(cfg: Config) -> int | None:
+    """Side in pixels of the largest input among the models of a run, where they say: what batches should hold."""
+    nodes = [cfg["model"], *(n for n in cfg["strategy"].values() if isinstance(n, dict) and "input_size" in n)]
+    sizes = [n["input_size"] for n in nodes if isinstance(n.get("input_size"), int)]
+    return max(sizes, default=None)
+
+
 def resolve_data(node: Config, data: Data) -> Config:
     out = dict(node)
     if out.get("root"):

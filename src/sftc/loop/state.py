@@ -32,6 +32,10 @@ class Budget:
         self.patience = patience
         self.target = target
 
+    def of(self, epochs: int | None) -> Budget:
+        """The same with another number of epochs; None changes nothing."""
+        return self if epochs is None else Budget(epochs, self.max_steps, self.patience, self.target)
+
     def steps(self, per_epoch: int) -> int:
         steps = self.epochs * per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)

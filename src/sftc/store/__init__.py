@@ -4,7 +4,7 @@ Every write is temp + fsync + rename, so a kill leaves the old file or the new o
 states `weights_only` pickles of plain types, configs plain YAML: opening somebody's run executes nothing from it.
 """
 
-from sftc.store.files import hash_tensors, write_bytes, write_tensors, write_text
+from sftc.store.files import hash_tensors, plain, write_bytes, write_tensors, write_text
 from sftc.store.run import Run
 
-__all__ = ["Run", "hash_tensors", "write_bytes", "write_tensors", "write_text"]
+__all__ = ["Run", "hash_tensors", "plain", "write_bytes", "write_tensors", "write_text"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from sftc.errors import Refused, nearest
+from sftc.errors import Refused, Stopped, nearest
 from sftc.folders import free
 from sftc.store.checkpoints import Checkpoints
 from sftc.store.files import appended, inner, plain, read_meta, read_tensors, write_tensors, write_text
@@ -71,8 +72,26 @@ class Run:
         """Keep other processes out until `unlock`, or until this process ends. Raises Refused: one is in."""
         self._lock.enter_context(locked(self.path))
 
+    def wait(self, stop: Callable[[], Stopped | None], say: Callable[[str], None]) -> None:
+        """Hold the lock as soon as its holder lets go. Raises Stopped: asked to stop while waiting."""
+        said = False
+        while True:
+            try:
+                return self.lock()
+            except Refused as e:
+                if not said:
+                    say(f"waiting: {str(e).partition(';')[0]}")
+                said = True
+            if (why := stop()) is not None:
+                raise why
+            time.sleep(0.2)
+
     def unlock(self) -> None:
         self._lock.close()
+
+    def hand_over(self, other: Run) -> None:
+        """Give the lock to another object of the same run."""
+        other._lock = self._lock.pop_all()
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -224,6 +243,28 @@ class Run:
 
     def member(self, name: str) -> Path:
         return self.path / "members" / name
+
+    def refer(self, name: str, path: Path) -> None:
+        """A member that lives elsewhere: members/<name>/reference.json says where, and its weights' hash once known."""
+        run = Run(path)
+        known = run.result["fingerprints"]["model"] if run.finished else None
+        folder = self.member(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        where = os.path.relpath(path.resolve(), folder.resolve())
+        write_text(folder / "reference.json", json.dumps({"path": where, "model": known}, indent=2))
+
+    def reference(self, name: str) -> Path | None:
+        """Where a member lives that was referred to. Raises Refused: its weights are no longer those referred to."""
+        node = Run(self.member(name))._json("reference.json")
+        if node is None:
+            return None
+        path = Path(os.path.normpath(self.member(name) / str(node.get("path"))))
+        known = node.get("model")
+        if known is not None:
+            run = Run.open(path)
+            if run.result.get("fingerprints", {}).get("model") != known:
+                raise Refused(f"{path} is no longer the run that {self.path} refers to as {name}; train a new run")
+        return path
 
 
 def _neighbour(path: Path) -> str:

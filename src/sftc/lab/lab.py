@@ -12,69 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sftc import loop, optim
+from sftc import loop
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.loop import Budget, Care, Fit, Fitted, Trainee
-from sftc.losses import L1, L2SP
+from sftc.lab import results
+from sftc.lab.fitting import assemble, penalties
+from sftc.lab.settings import Settings, Watch
+from sftc.loop import Fitted
+from sftc.metrics import Agreement
+from sftc.models.adapt import Adapted, between
 from sftc.objective import Learner, Live, Objective
-from sftc.optim.averaging import average
 from sftc.stop import Stopper
-from sftc.store import Run, hash_tensors
-from sftc.types import Metrics, Penalty, Predictions, Source, Task, Teacher
+from sftc.store import Run
+from sftc.types import Batch, Metrics, Predictions, Source, Task
 
-
-class Settings:
-    """How a lab trains: plain values and the optim, schedule and finetune nodes of the config."""
-
-    def __init__(
-        self,
-        *,
-        optim: dict[str, Any],
-        schedule: dict[str, Any],
-        finetune: dict[str, Any],
-        budget: Budget,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        micro_batch_size: int | None = None,
-        care: Care | None = None,
-        clip: float | None = None,
-        ema: float | None = None,
-        l1: float = 0.0,
-        l2_sp: float = 0.0,
-    ) -> None:
-        self.optim = optim
-        self.schedule = schedule
-        self.finetune = finetune
-        self.budget = budget
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.care = care or Care()
-        self.clip = clip
-        self.ema = ema
-        self.l1 = l1
-        self.l2_sp = l2_sp
-
-
-class Watch:
-    """Who looks on: gets every epoch's row and every step. This one looks away; `track` has ones that show."""
-
-    def begin(self, run: Run, per_epoch: int, monitor: str) -> None: ...
-    def tick(self, step: int, total: int, loss: float | None) -> None: ...
-    def row(self, row: dict[str, Any]) -> None: ...
-    def say(self, line: str) -> None: ...
-    def end(self) -> None: ...
+PROBED = 64  # rows of the first batch on which the terms' shares of the gradient are looked at
 
 
 class Lab:
     """One experiment.
 
     Args:
+        data: read already, or a function that reads it.
+        facts: what the model knows of its data (classes, shape, scaling); the data itself by default.
         build: () -> a fresh model, which carries its `facts`.
         open: run folder -> the Lab of that finished run.
         fork: (name, seed=, rows=, **groups) -> the Lab of a member run with its own true config.
+        share: (name, reuse=, **groups) -> the Lab of a run that other runs may use too.
+        card: writes the page about a run that has its result.
         stop: asked after every step; what it returns is raised once all is saved.
     """
 
@@ -82,7 +48,8 @@ class Lab:
         self,
         *,
         run: Run,
-        data: Data,
+        data: Data | Callable[[], Data],
+        facts: Any = None,
         task: Task,
         device: Device,
         build: Callable[[], nn.Module],
@@ -93,9 +60,11 @@ class Lab:
         stop: Stopper | None = None,
         open: Callable[[str], Lab] | None = None,
         fork: Callable[..., Lab] | None = None,
+        share: Callable[..., Lab] | None = None,
+        card: Callable[[Run], None] = lambda run: None,
     ) -> None:
         self.run = run
-        self.data = data
+        self._data = data
         self.task = task
         self.device = device
         self.settings = settings
@@ -106,6 +75,16 @@ class Lab:
         self._build = build
         self._open = open
         self._fork = fork
+        self._share = share
+        self._card = card
+        self.facts = data if facts is None else facts
+
+    @property
+    def data(self) -> Data:
+        """Read when it is first looked at: a teacher opens without the data it learned from."""
+        if not isinstance(self._data, Data):
+            self._data = self._data()
+        return self._data
 
     def model(self) -> nn.Module:
         """A fresh model; its first weights are a function of the run's seed alone."""
@@ -134,9 +113,36 @@ class Lab:
             raise ValueError("this lab cannot make members")
         return self._fork(name, seed=seed, rows=rows, **groups)
 
-    def teacher(self, run: str, taps: Sequence[str] = ()) -> Teacher:
-        """A finished run as a live, frozen teacher."""
-        return Live(self.open(run).restore(), self.device, taps)
+    def share(self, name: str, *, reuse: bool = True, **groups: Any) -> Lab:
+        """A run that others may use too: found by what it is made of, else to be trained. Held until `run.unlock()`."""
+        if self._share is None:
+            raise ValueError("this lab cannot share runs")
+        return self._share(name, reuse=reuse, **groups)
+
+    def teacher(self, run: str | Lab, taps: Sequence[str] = (), columns: Tensor | None = None) -> Live:
+        """A finished run as a live, frozen teacher of this lab's rows.
+
+        Args:
+            columns: [C] which of its outputs are this data's classes, where they are not the same ones in order.
+
+        Raises:
+            Refused: the run has no weights, or its rows have another form.
+        """
+        home = self.open(run) if isinstance(run, str) else run
+        mine, theirs = self.facts, home.facts
+        if mine.kind != theirs.kind:
+            raise Refused(f"teacher {home.run.path} learned {theirs.kind}; the data holds {mine.kind}")
+        if len(mine.shape) != len(theirs.shape) or mine.shape[0] not in (
+            theirs.shape[0],
+            1 if len(mine.shape) > 1 else 0,
+        ):
+            raise Refused(f"teacher {home.run.path} learned rows of shape {theirs.shape}; the data's are {mine.shape}")
+        model = home.restore()
+        inputs = between(_pair(mine, "input"), _pair(theirs, "input"))
+        outputs = between(_pair(theirs, "target"), _pair(mine, "target"))
+        if inputs is not None or outputs is not None or columns is not None:
+            model = Adapted(model, inputs=inputs, columns=columns, outputs=outputs)
+        return Live(model, self.device, taps)
 
     def source(self, split: str, *, train: bool = False, rows: Tensor | None = None) -> Source:
         s = self.settings
@@ -151,19 +157,10 @@ class Lab:
         )
 
     def learner(self, student: nn.Module, **more: Any) -> Learner:
-        """A learner of this lab's task, with the penalties of its config."""
-        return Learner(student, more.pop("task", self.task), penalties=self._penalties(student), **more)
-
-    def _penalties(self, student: nn.Module) -> dict[str, Penalty]:
-        out: dict[str, Penalty] = {}
-        if self.settings.l1:
-            out["l1"] = L1(self.settings.l1)
-        if self.settings.l2_sp:
-            # Of a new head there is no start to go back to; of a model that loaded nothing, all of it is one.
-            loaded = getattr(student, "loaded", None)
-            start = {n: p.detach() for n, p in student.named_parameters() if not loaded or n in loaded}
-            out["l2_sp"] = L2SP(self.settings.l2_sp, start)
-        return out
+        """A learner of this lab's task, with the penalties, optimizer and schedule of its config."""
+        s = self.settings
+        more = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, **more}
+        return Learner(student, **more)
 
     def fit(
         self,
@@ -189,14 +186,17 @@ class Lab:
             for i, x in enumerate(learners)
         ]
         pairs = list(sources) if sources is not None else [self._sources(rows, val_rows)]
-        state = self._assemble(students, [a for a, _ in pairs], epochs)
-        state.micro = self.settings.micro_batch_size
+        firsts = [next(iter(train.epoch(0))) for train, _ in pairs]
+        trains = [train for train, _ in pairs]
+        state = assemble(students, trains, firsts, self.device, self.seed, self.settings, epochs)
         troubles: list[str] = []
         saved = self.run.checkpoints.read(troubles.append)
         if saved is not None:
             state.load_state_dict(saved)
             self.run.forget_after(state.step)
-        budget = self._budget(epochs)
+        budget = self.settings.budget.of(epochs)
+        total = budget.steps(state.per_epoch)
+        firsts = [first.map(lambda t: t[:PROBED]) for first in firsts]
         self.watch.begin(self.run, state.per_epoch, self.task.monitor)
         for line in troubles:
             self.watch.say(line)
@@ -208,7 +208,7 @@ class Lab:
                     budget=budget,
                     care=self.settings.care,
                     score=lambda i, module: self._score(module, students[i], pairs[students[i].source][1]),
-                    log=self._log,
+                    log=lambda row: self._log(row | _shares(state.objective, firsts, row["step"] / max(1, total))),
                     save=self.run.checkpoints.write,
                     load=self._roll_back,
                     stop=self.stop,
@@ -218,40 +218,11 @@ class Lab:
         finally:
             self.watch.end()
 
-    def _budget(self, epochs: int | None) -> Budget:
-        b = self.settings.budget
-        return b if epochs is None else Budget(epochs, b.max_steps, b.patience, b.target)
-
     def _sources(self, rows: Tensor | None, val_rows: Tensor | None) -> tuple[Source, Source]:
         rows = self.rows if rows is None else rows
         train = self.source("train", train=True, rows=rows)
         val = self.source("val") if val_rows is None else self.source("train", rows=val_rows)
         return train, val
-
-    def _assemble(self, students: list[Learner], sources: list[Source], epochs: int | None) -> Fit:
-        s = self.settings
-        emas = [average(x.student, s.ema) for x in students]  # copies, so before hooks and compilation
-        for x, ema in zip(students, emas, strict=True):
-            self.device.place(x.student)
-            if ema is not None:
-                ema.to(self.device.torch)
-        objective = Objective(students, self.device, self.seed)
-        objective.prepare([next(iter(source.epoch(0))) for source in sources])
-        steps = max(source.steps for source in sources)
-        owned: set[int] = set()
-        trainees = []
-        for x, ema in zip(students, emas, strict=True):
-            finetune = optim.finetune(s.finetune)
-            finetune.begin(x.student)
-            lr, decay = s.optim["lr"], s.optim["weight_decay"]
-            groups = finetune.groups(x.student, lr, decay)
-            for term in x.terms.values():
-                groups += optim.plain_groups(term, lr, decay)
-            groups = _unowned(groups, owned)
-            optimizer = optim.optimizer(s.optim, groups)
-            schedule = optim.schedule(s.schedule, optimizer, steps, self._budget(epochs).steps(steps) / steps)
-            trainees.append(Trainee(x, optimizer, schedule, finetune, clip=s.clip, ema=ema))
-        return Fit(objective, trainees, sources)
 
     def _roll_back(self) -> dict[str, Any] | None:
         saved = self.run.checkpoints.read(self.watch.say)
@@ -260,7 +231,9 @@ class Lab:
         return saved
 
     def _score(self, module: nn.Module, learner: Learner, val: Source) -> Metrics:
-        meter = learner.task.meter(full=False)
+        meter: Any = learner.task.meter(full=False)
+        if learner.reference is not None:
+            meter = Agreement(meter, learner.task, learner.reference)
         loop.predict(module, val, learner.task, self.device, meter, keep=False, stop=self.stop)
         return meter.compute()
 
@@ -277,47 +250,32 @@ class Lab:
         predictions = self.predict(model, split, meter=meter)
         return predictions, meter.compute(), meter.per_class()  # type: ignore[attr-defined]
 
-    def keep(self, fitted: Fitted, **more: Any) -> None:
-        """Write weights, predictions and result: after this the run is finished. The test split is read here, once."""
-        if self.run.finished:
-            return
-        model, state = fitted.model, loop.host_state(fitted.model)
-        mark = {"model": hash_tensors(state), "data": self.data.fingerprint}
-        self.run.write_weights("model", state, {"which": "best on validation"})
-        self.run.write_weights("last", fitted.last_state, {"which": "last step"})
-        result: dict[str, Any] = {"monitor": self.task.monitor, "maximize": self.task.maximize}
-        classes: dict[str, Any] = {}
-        last = dict(fitted.last)
-        for split in self.data.splits:
-            if split != "train":
-                predictions, result[split], classes[split] = self.measure(model, split)
-                self.run.write_predictions(split, predictions, mark | {"split": self.data.splits[split].fingerprint()})
-        if "test" in result:
-            model.load_state_dict(fitted.last_state)
-            last["test"] = self.measure(model, "test")[1]
-            model.load_state_dict(state)
-        result |= {
-            "best": fitted.best,
-            "last": last,
-            "params": sum(p.numel() for p in model.parameters()),
-            "model": getattr(model, "facts", {}),
-            "seconds": fitted.seconds,
-            "ended": fitted.ended,
-            "fingerprints": mark,
-            "per_class": classes,
-            **more,
-        }
-        self.run.write_result(result)
-        self.run.mark("finished", value=result["val"].get(self.task.monitor))
-        self.run.checkpoints.drop()
+    def keep(self, fitted: Fitted, more: results.More = lambda found: {}) -> None:
+        """Write weights, predictions, result and card: after this the run is finished. Test is read here, once.
+
+        Args:
+            more: further entries of result.json, from what was found on each split.
+        """
+        if not self.run.finished:
+            results.keep(self, fitted, more)
+
+    def fitted(self) -> Fitted:
+        """What the fit of this run left, once it is finished: to be kept under another name."""
+        return results.kept(self)
+
+    def untrained(self, model: nn.Module) -> Fitted:
+        """A model that came trained, as the outcome of a fit that had nothing to do."""
+        return results.untrained(self, model)
+
+    def card(self) -> None:
+        """README.md of the run, from its own files."""
+        self._card(self.run)
 
 
-def _unowned(groups: list[dict[str, Any]], owned: set[int]) -> list[dict[str, Any]]:
-    """Parameters that an earlier learner does not step already: learners may share modules."""
-    out = []
-    for group in groups:
-        params = [p for p in group["params"] if id(p) not in owned]
-        owned.update(map(id, params))
-        if params:
-            out.append({**group, "params": params})
-    return out
+def _shares(objective: Objective, firsts: Sequence[Batch], progress: float) -> dict[str, float]:
+    return {f"share/{name}": value for name, value in objective.shares(firsts, progress).items()}
+
+
+def _pair(facts: Any, name: str) -> tuple[Tensor, Tensor] | None:
+    mean, std = getattr(facts, f"{name}_mean"), getattr(facts, f"{name}_std")
+    return None if mean is None or std is None else (mean, std)

@@ -1,0 +1,51 @@
+"""How a lab trains, in plain values, and who looks on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sftc.loop import Budget, Care
+from sftc.store import Run
+
+
+class Settings:
+    """How a lab trains: plain values and the optim, schedule and finetune nodes of the config."""
+
+    def __init__(
+        self,
+        *,
+        optim: dict[str, Any],
+        schedule: dict[str, Any],
+        finetune: dict[str, Any],
+        budget: Budget,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        micro_batch_size: int | None = None,
+        care: Care | None = None,
+        clip: float | None = None,
+        ema: float | None = None,
+        l1: float = 0.0,
+        l2_sp: float = 0.0,
+    ) -> None:
+        self.optim = optim
+        self.schedule = schedule
+        self.finetune = finetune
+        self.budget = budget
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.care = care or Care()
+        self.clip = clip
+        self.ema = ema
+        self.l1 = l1
+        self.l2_sp = l2_sp
+
+
+class Watch:
+    """Who looks on: gets every epoch's row and every step. This one looks away; `track` has ones that show."""
+
+    def begin(self, run: Run, per_epoch: int, monitor: str) -> None: ...
+    def tick(self, step: int, total: int, loss: float | None) -> None: ...
+    def row(self, row: dict[str, Any]) -> None: ...
+    def say(self, line: str) -> None: ...
+    def end(self) -> None: ...

@@ -248,3 +248,29 @@ def test_on_a_gpu_batches_are_the_same_wherever_rows_are_held(cache: str):
     batches = list(source.epoch(1))
     assert all(b.inputs.device.type == "cuda" and b.target.device.type == "cuda" for b in batches)
     assert same([b.map(lambda t: t.cpu()) for b in batches], take(FAKE | {"augment": exact}, 1))
+
+
+@pytest.mark.parametrize("more", [{"resized_crop": 0.5}, {"crop": 2}])
+def test_a_view_shows_what_training_shows_before_mixing(more: dict):
+    alone = {"flip": 0.5, "randaugment": 2, "erasing": 0.3} | more
+    spec = FAKE | {"views": 3, "augment": alone}
+    mixing = data.build(spec | {"augment": alone | {"mixup": 0.4, "cutmix": 1.0}})
+    seen: dict[tuple[int, int], torch.Tensor] = {}
+    for view in range(3):
+        source = mixing.source("train", 20, train=True, seed=5, device=CPU, view=view)
+        batches = list(source.epoch(view))
+        assert torch.equal(torch.cat([b.index for b in batches]), source.rows)
+        assert all(b.partner is None and (b.view == view).all() for b in batches)
+        assert source.augmentation == data.build(spec).source("train", 8, train=True, seed=0, device=CPU).augmentation  # type: ignore[attr-defined]
+        seen |= {(row, view): x for b in batches for row, x in zip(b.index.tolist(), b.inputs, strict=True)}
+    for epoch in range(4):
+        for b in take(spec, epoch, seed=1):
+            for row, view, x in zip(b.index.tolist(), b.view.tolist(), b.inputs, strict=True):
+                assert torch.equal(seen[row, view], x)
+
+
+def test_views_there_are():
+    with pytest.raises(ValueError, match=r"view 3 is not one of data.views=3"):
+        take(FAKE | {"views": 3}, view=3)
+    (plain, *_) = take({"name": "digits"}, view=0)
+    assert torch.equal(plain.inputs, data.build({"name": "digits"}).splits["train"].table.read(plain.index))

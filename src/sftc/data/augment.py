@@ -6,6 +6,7 @@ Order: resized crop, or pad-crop; flip; RandAugment or AutoAugment; erasing; mix
 
 from __future__ import annotations
 
+import copy
 import functools
 from types import ModuleType
 
@@ -115,6 +116,12 @@ class Augment:
     @property
     def colours(self) -> bool:
         return self.randaugment > 0 or self.autoaugment != "none"
+
+    def unmixed(self) -> Augment:
+        """The same without partners: what happens to each picture before it is mixed."""
+        alone = copy.copy(self)
+        alone.mixup = alone.cutmix = 0.0
+        return alone
 
     def identity(self) -> str:
         """Names the settings: equal strings give equal pixels for the same seed, row and view."""

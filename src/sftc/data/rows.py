@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -173,37 +174,45 @@ class Data:
         device: torch.device,
         rows: Tensor | None = None,
         free_bytes: int | None = None,
+        view: int | None = None,
     ) -> Source:
         """Batches of a split on `device`: shuffled and augmented if `train`, else in order, as they are.
 
         Args:
             rows: source row numbers within the split, repeats allowed (bagging); None: all of it.
+            view: in order, whatever `train` says, each row in this one view: the picture that training shows when it
+                comes to that view of the row, to the bit, before any mixing with a partner.
             free_bytes: memory free on `device` if it is not the host: what data.cache=auto decides by.
 
         Raises:
             Refused: the data set has no such split.
-            ValueError: `rows` are not of this split.
+            ValueError: `rows` are not of this split, or there is no such view.
         """
         part = self.splits[choose("split", split, self.splits)]
         rows = part.rows if rows is None else rows.long().cpu()
         if len(rows) == 0 or not torch.isin(rows, part.rows).all():
             raise ValueError(f"rows must be some of the {len(part.rows)} rows of the {split} split")
+        if view is not None and not 0 <= view < (math.inf if self.views is None else self.views):
+            raise ValueError(f"view {view} is not one of data.views={self.views}")
         device = torch.empty(0, device=device).device  # with its number, as tensors name it
+        augment = self.augment if view is None else self.augment.unmixed()
+        changes = augment.active and (train or view is not None)
         reuse = self.views is not None
         plan = sources.Plan(
             rows,
             batch_size,
-            shuffle=train,
+            shuffle=train and view is None,
             seed=seed,
             views=self.views if train else None,
             view_seed=self.split_seed,
+            view=view or 0,
         )
         return sources.Batches(
             plan,
             self._reader(part, device, free_bytes),
             part.target,
             device,
-            augment=self.augment if train and self.augment.active else None,
+            augment=augment if changes else None,
             augment_seed=self.split_seed if reuse else seed,
             moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),
         )

@@ -41,9 +41,18 @@ class Plan:
     """Which rows an epoch visits, in which order and view, cut into which batches."""
 
     def __init__(
-        self, rows: Tensor, batch_size: int, *, shuffle: bool, seed: int, views: int | None, view_seed: int
+        self,
+        rows: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        views: int | None,
+        view_seed: int,
+        view: int = 0,
     ) -> None:
         self.rows = rows
+        self.view = view  # of every row, where nothing is shuffled
         self.shuffle, self.seed, self.views, self.view_seed = shuffle, seed, views, view_seed
         ends = [*range(batch_size, len(rows), batch_size), len(rows)]
         if len(ends) > 1 and len(rows) - ends[-2] == 1:
@@ -54,7 +63,7 @@ class Plan:
     def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Row numbers and views in the order of this epoch, both long [n]."""
         if not self.shuffle:
-            return self.rows, torch.zeros_like(self.rows)
+            return self.rows, torch.full_like(self.rows, self.view)
         order = random.order(self.seed, epoch, len(self.rows))
         rows, copy = self.rows.numpy()[order], self._copy[order]
         if self.views is None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch import nn
 
+from sftc import models
 from sftc.build.bench import Bench
 from sftc.device import Device
 from sftc.errors import Stopped
@@ -37,6 +39,22 @@ def config(*overrides: str, command: str = "train") -> dict[str, Any]:
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     node.pop("hydra", None)
     return node
+
+
+def cifar(name: str, out_dim: int = 100, shape: tuple[int, ...] = (3, 32, 32), **keys: Any) -> models.Vision:
+    """A net of `model=cifar`."""
+    return models.build({"family": "cifar", "name": name, **keys}, out_dim=out_dim, shape=shape)
+
+
+def stirred(model: nn.Module) -> Any:
+    """`model` in eval mode, with norms that do something: fresh ones divide by 1 and add 0."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
 
 
 def lab(out: Path, *overrides: str, stop: Stopper | None = None) -> Lab:

@@ -15,6 +15,7 @@ from sftc.errors import Refused
 SPECS = {
     "cosine": {"name": "cosine", "warmup": 1.0, "min_lr": 0.01},
     "step": {"name": "step", "warmup": 0.5, "every": 2, "gamma": 0.1},
+    "milestones": {"name": "step", "warmup": 0.5, "every": 1, "at": [1, 4.5], "gamma": 0.1},
     "plateau": {
         "name": "plateau",
         "warmup": 0.5,
@@ -67,6 +68,12 @@ def test_cosine_climbs_then_falls():
 def test_step_drops_every_so_many_epochs():
     seen = whole(SPECS["step"] | {"warmup": 0})
     assert seen == pytest.approx([0.1] * 10 + [0.01] * 10 + [0.001] * 10 + [0.0001] * 10)
+
+
+def test_step_drops_at_the_epochs_listed_in_any_order_and_within_one():
+    spec = SPECS["step"] | {"warmup": 0, "at": [6, 2, 3.4]}
+    assert whole(spec) == pytest.approx([0.1] * 10 + [0.01] * 7 + [0.001] * 13 + [0.0001] * 10)
+    assert whole(SPECS["step"] | {"at": None}) == whole(SPECS["step"])
 
 
 def test_constant_with_warmup():
@@ -160,6 +167,9 @@ def test_warmup_takes_half_of_the_run_at_most():
         ({"name": "cosin"}, "did you mean 'cosine'"),
         (SPECS["cosine"] | {"min_lr": 0.2}, "min_lr=0.2 must lie between 0 and optim.lr=0.1"),
         (SPECS["step"] | {"gamma": 0}, "above 0"),
+        (SPECS["step"] | {"at": []}, r"at=\[\] must list epochs above 0, or be null"),
+        (SPECS["step"] | {"at": [3, "4x"]}, "must list epochs"),
+        (SPECS["step"] | {"at": [0]}, "must list epochs"),
         (SPECS["plateau"] | {"factor": 1.5}, "Factor should be"),
         (SPECS["onecycle"] | {"pct_start": 1.5}, "pct_start"),
         (SPECS["onecycle"] | {"div_factor": 0.0}, "schedule=onecycle"),

@@ -1,6 +1,7 @@
 """Models: a config node in, `model(batch.inputs) -> logits [N, out_dim]` out.
 
-Families are an explicit table: our own small nets, and every architecture timm and torchvision know by name.
+Families are an explicit table: our own small nets, those that distillation is compared on, and every architecture
+timm and torchvision know by name.
 Pictures enter as raw bytes; normalising and resizing is the model's first module, so that a teacher and a
 student cannot disagree about a loader.
 """
@@ -8,13 +9,14 @@ student cannot disagree about a loader.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from sftc.errors import choose
-from sftc.models import hub, keys, own, weights
+from sftc.models import cifar, hub, keys, own, weights
 from sftc.models.vision import Prepare, Vision
 
-FAMILIES = (*own.NETS, *hub.HUBS)
+FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, **dict.fromkeys(hub.HUBS, hub)}
 
 
 def check(spec: Mapping[str, Any]) -> None:
@@ -27,7 +29,7 @@ def check(spec: Mapping[str, Any]) -> None:
     keys.check(spec)
     if spec.get("checkpoint"):
         weights.read(spec["checkpoint"])
-    (own if family in own.NETS else hub).check(spec)
+    FAMILIES[family].check(spec)
 
 
 def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> Vision:
@@ -41,7 +43,7 @@ def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> V
         Refused: the node, the data's shape and the weights at hand do not fit together.
     """
     family = choose("model.family", spec["family"], FAMILIES)
-    model = (own if family in own.NETS else hub).build(spec, out_dim, shape)
+    model = FAMILIES[family].build(spec, out_dim, shape)
     if spec.get("checkpoint"):
         model.facts["checkpoint"] = report = weights.load(model, spec["checkpoint"])
         model.loaded = {n for n, _ in model.named_parameters()} - {*report["missing"], *report["shape_mismatch"]}

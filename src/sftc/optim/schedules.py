@@ -7,7 +7,7 @@ optimizer of rate one, so warm-up and resuming are the same for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -165,7 +165,7 @@ def schedule(
             case "constant":
                 shape = Curve(lambda update: 1.0)
             case "step":
-                shape = Curve(_steps(keys["every"] * updates_per_epoch, keys["gamma"]))
+                shape = Curve(_steps(updates_per_epoch, **keys))
             case "plateau":
                 shape = Plateau(floor, **keys)
             case _:
@@ -183,10 +183,18 @@ def _cosine(update: int, total: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _steps(every: float, gamma: float) -> Callable[[int], float]:
+def _steps(
+    updates_per_epoch: int, every: float, gamma: float, at: Sequence[float] | None = None
+) -> Callable[[int], float]:
+    """`gamma` once more after every `every` epochs or, if given, after each epoch of `at`."""
     if every <= 0 or gamma <= 0:
         raise ValueError(f"every and gamma={gamma} must be above 0")
-    return lambda update: gamma ** int(update / every + 1e-9)
+    if at is None:
+        return lambda update: gamma ** int(update / (every * updates_per_epoch) + 1e-9)
+    if not at or not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in at):
+        raise ValueError(f"at={list(at)} must list epochs above 0, or be null")
+    drops = [epoch * updates_per_epoch - 1e-9 for epoch in at]
+    return lambda update: gamma ** sum(update >= drop for drop in drops)
 
 
 def _shadow() -> torch.optim.Optimizer:

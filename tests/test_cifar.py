@@ -137,6 +137,36 @@ def test_data_that_it_cannot_read(shape, keys, words):
         cifar("resnet8", shape=shape, **keys)
 
 
+def fields_names(name: str) -> list[str]:
+    """The state dict of the field's own nets, in its order; `*` stands for a norm, `+` for a layer with a bias."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    if name == "resnet8x4":
+        block = ("conv1", "bn1*", "conv2", "bn2*", "downsample.0", "downsample.1*")
+        layers = ["conv1", "bn1*", *(f"layer{i}.0.{n}" for i in (1, 2, 3) for n in block), "fc+"]
+    elif name == "wrn_16_1":
+        block, wider = ("bn1*", "conv1", "bn2*", "conv2"), ("convShortcut",)
+        blocks = [(i, j, n) for i in (1, 2, 3) for j in (0, 1) for n in (*block, *(wider if i > 1 and j == 0 else ()))]
+        layers = ["conv1", *(f"block{i}.layer.{j}.{n}" for i, j, n in blocks), "bn1*", "fc+"]
+    else:
+        layers = [*(f"block{i}.{n}" for i in range(5) for n in ("0+", "1*", "3+", "4*")), "classifier+"]
+    kinds = {"*": norm, "+": ("weight", "bias")}
+    return [f"{layer.rstrip('*+')}.{n}" for layer in layers for n in kinds.get(layer[-1], ("weight",))]
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_1", "vgg13"])
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_weights_from_the_fields_own_code_load(name, wrapper, tmp_path):
+    theirs = stirred(cifar(name))
+    tensors = dict(zip(fields_names(name), theirs.state_dict().values(), strict=True))
+    file = tmp_path / "ckpt_epoch_240.pth"
+    saved = {wrapper + k: v for k, v in tensors.items()}
+    torch.save({"epoch": 240, "model": saved, "accuracy": torch.tensor(79.42), "optimizer": {"state": {}}}, file)
+    model = cifar(name, checkpoint=str(file)).eval()
+    assert model.facts["checkpoint"]["summary"] == f"{len(tensors)} of {len(tensors)} matched"
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(model(pictures), theirs(pictures))
+
+
 def test_a_run_is_trained_scored_again_exported_and_started_from(tmp_path, capsys):
     def train(out: str, *more: str) -> Run:
         overrides = (*SMALL, "model=cifar", "model.name=resnet8", "model.input_size=min", "data=digits", *more)

@@ -62,6 +62,7 @@ class Vision(nn.Module):
         heads: paths of the modules that give the logits.
         facts: what was chosen for this model, in plain types.
         loaded: names of the parameters that came from a checkpoint or published weights.
+        aliases: what files from elsewhere call the model's weights -> their names here.
     """
 
     def __init__(self, prepare: nn.Module, net: nn.Module, heads: list[str], facts: dict[str, Any]) -> None:
@@ -71,6 +72,7 @@ class Vision(nn.Module):
         self.heads = heads
         self.facts = facts
         self.loaded: set[str] = set()
+        self.aliases: dict[str, str] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[N, C, H, W] raw pictures or [N, D] numbers -> logits [N, out_dim]."""

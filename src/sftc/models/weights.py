@@ -62,7 +62,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise Refused(f"model.checkpoint={path}: there is no file {file}")
     content = _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
-    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
+    while isinstance(content, dict):  # its loss or accuracy may be a tensor beside it
         inner = next((content[k] for k in NESTS if isinstance(content.get(k), dict)), None)
         if inner is None:
             break
@@ -74,7 +74,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Copy into `model` what has the same name and shape in `path`, whatever prefixes wrappers left.
+    """Copy into `model` what has the same name (or alias) and shape in `path`, whatever prefixes wrappers left.
 
     Returns:
         {"path", "matched": n, "missing": [...], "unexpected": [...], "shape_mismatch": [...], "summary"}; all
@@ -83,7 +83,8 @@ def load(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises:
         Refused: unreadable, or nothing matches.
     """
-    own, found = model.state_dict(), read(path)
+    own, aliases = model.state_dict(), getattr(model, "aliases", {})
+    found = {aliases.get(name.removeprefix("module."), name): tensor for name, tensor in read(path).items()}
     names = _renamed(own, found)
     matched = {k: found[names[k]] for k in own if k in names and found[names[k]].shape == own[k].shape}
     # A lone bias that happens to have ten numbers is no match.

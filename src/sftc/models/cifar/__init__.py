@@ -19,6 +19,7 @@ from torch import nn
 
 from sftc.errors import Refused, choose, nearest
 from sftc.models import keys
+from sftc.models.cifar import published
 from sftc.models.cifar.mobile import mobilenetv2, shufflenetv1, shufflenetv2
 from sftc.models.cifar.residual import resnet, wrn
 from sftc.models.cifar.vgg import vgg
@@ -79,4 +80,6 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Visi
     if min(pixels) < LEAST:
         raise Refused(f"model.input_size={min(pixels)} is not a size {name} can read; {LEAST} is")
     first = prepare(spec, channels=3, pixels=pixels, shape=shape, look=(GREY, GREY), facts=facts)
-    return Vision(first, NETS[name](out_dim), ["net.head"], facts)
+    model = Vision(first, NETS[name](out_dim), ["net.head"], facts)
+    model.aliases = published.aliases(name, model.state_dict())
+    return model

@@ -235,7 +235,8 @@ class Objective(nn.Module):
                     part, values = self._part(learner, name, view, totals)
                     label = self._label(learner, name)
                     parts[label], rows[label] = part.detach(), values.detach()
-                    part = part if term.weight == 1 else term.weight * part
+                    share = term.share(view.progress)
+                    part = part if share == 1 else share * part
                     total = part if total is None else total + part
                 for name, penalty in learner.penalties.items() if micro == 0 else ():
                     part = penalty(learner.student)

@@ -178,9 +178,13 @@ class Term(nn.Module):
     needs: frozenset[str] = frozenset()  # "target": skip unlabelled rows; others must be in task.offers
     couples_rows: bool = False  # a row's value depends on its neighbours in the batch
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float | Callable[[float], float] = 1.0) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = weight  # a number, or a schedule over progress
+
+    def share(self, progress: float) -> float:
+        """What the term counts now, at `progress` in [0, 1]."""
+        return self.weight(progress) if callable(self.weight) else self.weight
 
     def prepare(self, view: View) -> None:
         """Build parts whose shape only a real batch shows (projectors). Called once."""

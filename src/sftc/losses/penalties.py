@@ -1,35 +1,11 @@
-"""Loss terms, one small class each, and penalties on the student itself.
-
-To add a term: subclass `Term`, return one value per row, and add a row to the table in the tests.
-"""
+"""Costs of the student itself."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from sftc.types import Penalty, Term, View
-
-
-class Truth(Term):
-    """The task's own loss against the labels; rows without one count nothing.
-
-    Of a mixed row (mixup: Zhang et al. 2018, cutmix: Yun et al. 2019) it is the mean of both losses by their shares.
-    """
-
-    needs = frozenset({"target"})
-
-    def forward(self, view: View) -> Tensor:
-        task, logits, batch = view.task, view.student.logits, view.batch
-        own = task.loss(logits, batch.target)
-        if batch.partner is None:
-            return own
-        # Dividing by the mixed weight undoes the objective's own weighting, so both labels count by their class.
-        lam = batch.partner.lam.view(-1, *[1] * (own.ndim - 1))
-        a = lam * task.weight(batch.target)
-        b = (1 - lam) * task.weight(batch.partner.target)
-        other = task.loss(logits, batch.partner.target)
-        return (a * own + b * other) / (a + b).clamp_min(torch.finfo(own.dtype).tiny)
+from sftc.types import Penalty
 
 
 class L1(Penalty):

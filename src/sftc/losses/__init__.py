@@ -1,0 +1,43 @@
+"""Loss terms, one small class each, and penalties on the student itself.
+
+To add a term: subclass `Term`, return one value per row, add a row to `TERMS` and its formula to the tests.
+"""
+
+from sftc.losses.features import Attention, Hint
+from sftc.losses.logits import Correlation, Decoupled, MeanSquared, Soft
+from sftc.losses.penalties import L1, L2SP
+from sftc.losses.ramp import Ramp
+from sftc.losses.relations import Contrastive, Relational, Similarity
+from sftc.losses.team import Team
+from sftc.losses.truth import Truth
+
+TERMS = {
+    "truth": Truth,
+    "soft": Soft,
+    "decoupled": Decoupled,
+    "correlation": Correlation,
+    "mean_squared": MeanSquared,
+    "hint": Hint,
+    "attention": Attention,
+    "similarity": Similarity,
+    "relational": Relational,
+    "contrastive": Contrastive,
+}
+
+__all__ = [
+    "L1",
+    "L2SP",
+    "TERMS",
+    "Attention",
+    "Contrastive",
+    "Correlation",
+    "Decoupled",
+    "Hint",
+    "MeanSquared",
+    "Ramp",
+    "Relational",
+    "Similarity",
+    "Soft",
+    "Team",
+    "Truth",
+]

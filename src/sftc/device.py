@@ -231,6 +231,13 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.empty_cache()
 
+    def wait(self) -> None:
+        """Until all that was asked of the device is done: for timing."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch)
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+
     def free_bytes(self) -> int:
         """Memory a resident data set may use: the GPU's where there is one, else the machine's."""
         if self.kind == "cuda":

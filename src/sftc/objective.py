@@ -19,7 +19,7 @@ from sftc.errors import Refused
 from sftc.losses import Truth
 from sftc.models.adapt import Adapted
 from sftc.models.surgery import Tapped
-from sftc.types import Batch, Out, Penalty, Step, Task, Teacher, Term, View
+from sftc.types import Batch, Metrics, Out, Penalty, Step, Task, Teacher, Term, View
 
 Totals = dict[tuple[str, str], Tensor]
 
@@ -46,6 +46,7 @@ class Live:
     def __init__(self, model: nn.Module, device: Device, taps: Sequence[str] = ()) -> None:
         self.device = device
         self.model = device.place(model).requires_grad_(False).eval()
+        self.own = model.model if isinstance(model, Adapted) else model  # as it learned, before it was adapted
         self.inner = "model." if isinstance(model, Adapted) else ""
         self.tapped = Tapped(self.model, [self.inner + path for path in taps])
 
@@ -71,6 +72,7 @@ class Learner:
         source: which of the fit's sources it reads, by position.
         reference: [n, C] scores somebody else gives its validation rows, in their order: agreement with them is logged.
         settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
+        beside: constants written into every row of its log, such as what its teachers reach.
         name: prefixes what it logs when there is more than one.
     """
 
@@ -86,6 +88,7 @@ class Learner:
         source: int = 0,
         reference: Tensor | None = None,
         settings: Any = None,
+        beside: Metrics | None = None,
         name: str = "student",
     ) -> None:
         self.student = student
@@ -97,6 +100,7 @@ class Learner:
         self.source = source
         self.reference = reference
         self.settings = settings
+        self.beside = dict(beside or {})
         self.name = name
         for term_name, term in self.terms.items():
             lacking = term.needs - {"target"} - task.offers
@@ -186,7 +190,7 @@ class Objective(nn.Module):
                     continue
                 norms = {}
                 for name, term in learner.terms.items():
-                    part = self._part(learner, name, view, totals)[0] * term.weight
+                    part = self._part(learner, name, view, totals)[0] * term.share(progress)
                     norms[name] = _norm(part, params)
                 for name, norm in norms.items():
                     out[self._label(learner, name)] = norm / max(sum(norms.values()), 1e-30)

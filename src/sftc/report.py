@@ -52,6 +52,20 @@ def evaluation(metrics: dict[str, Any], stored: dict[str, Any] | None, split: st
     return table
 
 
+def team(rows: list[dict[str, Any]], monitor: str) -> Table:
+    """Students, teachers and what they are compared with: a line each, on the same rows."""
+    splits = [s for s in ("val", "test") if all(s in r for r in rows)]
+    shown = [m for m in dict.fromkeys([monitor, "nll", "ece"]) if m in rows[0]["val"]]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in [f"{s} {m}" for s in splits for m in shown] + ["parameters", "ms per row"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [_number(row[s].get(m)) for s in splits for m in shown]
+        table.add_row(row["name"], *cells, f"{row['params']:,}", f"{row['ms_per_row']:.3f}")
+    return table
+
+
 def per_class(table: dict[str, dict[str, float]]) -> Table:
     out = Table(box=None, pad_edge=False)
     out.add_column("class")

@@ -97,6 +97,11 @@ class Classification:
         """1 where both say the same class, else 0: [N]."""
         return (scores.argmax(1) == other.argmax(1)).to(scores.dtype)
 
+    def constant(self, target: Tensor) -> Tensor:
+        """Logits [1, C] of the best answer that looks at no row: how often each class occurs in `target` [N]."""
+        counts = torch.bincount(target.flatten(), minlength=self.out_dim).float()
+        return self.logits((counts / counts.sum()).clamp_min(1e-6)[None])
+
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if logits.ndim == 2:
             return self.scores(logits), target, index
@@ -171,6 +176,10 @@ class MultiLabel:
     def agreement(self, scores: Tensor, other: Tensor) -> Tensor:
         """Share of the labels on which both say the same: [N]."""
         return 1 - self.miss(scores, other)
+
+    def constant(self, target: Tensor) -> Tensor:
+        """Logits [1, L] of the best answer that looks at no row: how often each label is set in `target` [N, L]."""
+        return self.logits(target.nanmean(0)[None])
 
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.scores(logits), target, index
@@ -254,6 +263,10 @@ class Regression:
     def agreement(self, scores: Tensor, other: Tensor) -> Tensor:
         """1 less the squared distance of both, in standard units of the target: [N]; its mean is like an R2."""
         return 1 - ((scores - other) / self._scale(scores)[1]).square().mean(1)
+
+    def constant(self, target: Tensor) -> Tensor:
+        """Standard units [1, K] of the best answer that looks at no row: the mean of `target` [N, K]."""
+        return self.logits(target.nanmean(0)[None])
 
     def flat(self, logits: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.scores(logits), target, index

@@ -23,6 +23,9 @@ def _summary(row: dict[str, Any], monitor: str) -> str:
             learner = key[4 : -len(monitor)].strip("/")
             best = "*" if row.get(f"{learner}/best" if learner else "best") else ""
             parts.append(f"{key.replace('/', ' ')} {value:.4f}{best}")
+    if "val/agreement" in row:
+        parts.append(f"agrees with its teachers {row['val/agreement']:.4f}")
+    parts += [f"{key.partition('/')[2]} {value:.4f}" for key, value in row.items() if key.startswith("beside/")]
     rates = [v for k, v in row.items() if k == "lr" or k.endswith("/lr")]
     parts += [f"lr {max(rates):.2e}", f"{row['seconds']:.1f} s"]
     if row.get("ended", "budget") != "budget":
@@ -45,6 +48,8 @@ class Lines(Watch):
 
 class Bars(Watch):
     """Two bars on a terminal, epoch and total, with rate, time left, loss and metric; epochs scroll above."""
+
+    progress: Any = None
 
     def begin(self, run: Run, per_epoch: int, monitor: str) -> None:
         from rich.console import Console
@@ -88,10 +93,14 @@ class Bars(Watch):
         self.progress.console.print(_summary(row, self.monitor), highlight=False)
 
     def say(self, line: str) -> None:
-        self.progress.console.print(line, highlight=False)
+        if self.progress is None:  # before the first fit, or between two
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self.progress.console.print(line, highlight=False)
 
     def end(self) -> None:
         self.progress.stop()
+        self.progress = None
 
 
 class TensorBoard(Watch):

@@ -102,6 +102,7 @@ class Bench:
         stored = {k: v for k, v in cfg.items() if k not in NOT_STORED}
         stored["data"] = parts.resolve_data(cfg["data"], data)
         stored["model"] = parts.resolve_model(cfg["model"], first)
+        stored["strategy"] = parts.resolve_strategy(cfg["strategy"])
         stored["device"] = self.device.resolved()
         self._data[repr(sorted(stored["data"].items()))] = data
         return stored
@@ -187,7 +188,7 @@ def stored_config(run: Run) -> Config:
 def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:
     run.write_json(FILE, Facts.of(data).plain())
     own = {s: split.rows for s, split in data.splits.items() if s != "test"}
-    mark = {"data": data.fingerprint, "own_rows": "false"}
+    mark = {"data": data.fingerprint, "table": data.splits["train"].table.fingerprint(), "own_rows": "false"}
     if rows is not None:
         own["train"], mark["own_rows"] = rows, "true"
     run.write_rows(own, mark)

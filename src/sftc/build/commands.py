@@ -38,7 +38,7 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
     settings = cfg if old is None else stored_config(old)
     device = Device(**settings["device"])
     with device.active(), Stopper(settings["max_minutes"]).listening() as stop, contextlib.ExitStack() as stack:
-        bench = Bench(device, track.make(settings["tracker"]["name"], cfg["quiet"]), stop)
+        bench = Bench(device, track.make(settings["tracker"]["name"], cfg["quiet"]), stop, _shared(cfg, out))
         lab = bench.start(cfg, out, command, overrides) if old is None else bench.resume(old)
         stack.callback(lab.run.unlock)
         about = lab.run.environment
@@ -46,7 +46,9 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
             report.show(*about["notes"])
         _tell(parts.strategy(settings), lab)
     if not cfg["quiet"]:
-        report.show("", report.scores(lab.run.result), "", f"run folder: {lab.run.path}")
+        result = lab.run.result
+        beside = ["", report.team(result["team"], result["monitor"])] if "team" in result else []
+        report.show("", report.scores(result), *beside, "", f"run folder: {lab.run.path}")
     return _monitor(lab.run)
 
 
@@ -65,6 +67,11 @@ def _old(cfg: Config, out: Path, overrides: list[str]) -> Run | None:
             when = "now" if other in overrides else "when it began"
             raise Refused(f"resume=auto: {out} is another command's run ({other} only {when}); choose another out=")
     return run
+
+
+def _shared(cfg: Config, out: Path) -> Path | None:
+    """Where runs made for others too live: of runs under outputs/<date>, in outputs; else beside the run."""
+    return None if cfg["out"] else out.parent.parent / "shared"
 
 
 def _tell(strategy: Strategy, lab: Lab) -> None:

@@ -121,6 +121,12 @@ def resolve_data(node: Config, data: Data) -> Config:
     return {**out, "download": False} if "download" in out else out
 
 
+def resolve_strategy(node: Config) -> Config:
+    """Runs are named by their full path, so that the run can be gone on with from any folder."""
+    named = {k: [os.path.abspath(os.path.expanduser(str(p))) for p in node[k]] for k in ("teachers",) if node.get(k)}
+    return {**node, **named}
+
+
 def make_model(node: Config, data: Data | Facts) -> Callable[[], nn.Module]:
     return lambda: models.build(node, out_dim=data.out_dim, shape=data.shape)
 

@@ -156,6 +156,18 @@ class Lab:
             free_bytes=self.device.free_bytes(),
         )
 
+    def view(self, split: str, view: int) -> Source:
+        """Every row of a split once, in order, in one of the views that training sees."""
+        return self.data.source(
+            split,
+            self.settings.eval_batch_size,
+            train=True,
+            seed=self.seed,
+            device=self.device.torch,
+            free_bytes=self.device.free_bytes(),
+            view=view,
+        )
+
     def learner(self, student: nn.Module, **more: Any) -> Learner:
         """A learner of this lab's task, with the penalties, optimizer and schedule of its config."""
         s = self.settings
@@ -208,7 +220,7 @@ class Lab:
                     budget=budget,
                     care=self.settings.care,
                     score=lambda i, module: self._score(module, students[i], pairs[students[i].source][1]),
-                    log=lambda row: self._log(row | _shares(state.objective, firsts, row["step"] / max(1, total))),
+                    log=lambda row: self._log(row | _told(state.objective, firsts, row["step"] / max(1, total))),
                     save=self.run.checkpoints.write,
                     load=self._roll_back,
                     stop=self.stop,
@@ -272,8 +284,12 @@ class Lab:
         self._card(self.run)
 
 
-def _shares(objective: Objective, firsts: Sequence[Batch], progress: float) -> dict[str, float]:
-    return {f"share/{name}": value for name, value in objective.shares(firsts, progress).items()}
+def _told(objective: Objective, firsts: Sequence[Batch], progress: float) -> dict[str, float]:
+    """What a row of the log says besides losses and scores."""
+    out = {f"share/{name}": value for name, value in objective.shares(firsts, progress).items()}
+    for learner in objective.learners:
+        out |= {f"beside/{name}": value for name, value in learner.beside.items()}
+    return out
 
 
 def _pair(facts: Any, name: str) -> tuple[Tensor, Tensor] | None:

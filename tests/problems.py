@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 
 from sftc import models
 from sftc.build.bench import Bench
+from sftc.cli import compose, conf
 from sftc.device import Device
 from sftc.errors import Stopped
 from sftc.lab import Lab
@@ -19,7 +18,6 @@ from sftc.stop import Stopper
 from sftc.store import Run
 from sftc.strategies.plain import Plain
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 SMALL = (
     "device=cpu",
     "device.threads=1",
@@ -34,11 +32,7 @@ SMALL = (
 
 def config(*overrides: str, command: str = "train") -> dict[str, Any]:
     """What the command line hands to build, for these overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(command, list(overrides))
-    node: Any = OmegaConf.to_container(cfg, resolve=True)
-    node.pop("hydra", None)
-    return node
+    return compose.check_all(command, list(overrides), [conf.conf_dir()], sweep=False).values
 
 
 def cifar(name: str, out_dim: int = 100, shape: tuple[int, ...] = (3, 32, 32), **keys: Any) -> models.Vision:

@@ -50,7 +50,7 @@ VALUES = {"diabetes", "fake data.kind=values"}
 LABELS = {"fake data.kind=labels"}
 CLASSES = set(OPTIONS["data"]) - VALUES - LABELS
 NLL = "nll model.log_softmax=true"
-OWN = {"mlp", "simple_cnn", "linear"}
+OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
 REFUSED = [
@@ -60,7 +60,7 @@ REFUSED = [
     ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
     ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
     # Convolutions and patches need pictures.
-    ("model", set(OPTIONS["model"]) - {"mlp", "linear"}, "data", {"diabetes"}, "reads pictures.* use model=mlp"),
+    ("model", set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"}, "data", {"diabetes"}, "reads pictures.* use model=mlp"),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
     # The only block of a linear model is its head: nothing can be kept of it.

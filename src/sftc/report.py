@@ -58,7 +58,7 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
     shown = [m for m in dict.fromkeys([monitor, "nll", "ece"]) if m in rows[0]["val"]]
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in [f"{s} {m}" for s in splits for m in shown] + ["parameters", "ms per row"]:
+    for name in [f"{s}\n{m}" for s in splits for m in shown] + ["\nparameters", "ms per\nrow"]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = [_number(row[s].get(m)) for s in splits for m in shown]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sftc.cli import conf
+from sftc.cli import conf, options
 from sftc.cli.line import Line, parse
 from sftc.errors import Refused, nearest
 
@@ -71,7 +71,7 @@ def _dispatch(command: str, args: list[str]) -> int:
     line = parse(args)
     dirs = conf.conf_dirs(line.config_dir)
     if command in COMMANDS:
-        line.overrides = conf.grown(dirs, command, line.overrides)
+        line.overrides = options.grown(dirs, command, line.overrides)
     if line.help or command == "ls":
         from sftc.cli import help
 
@@ -110,8 +110,9 @@ def _hydra(command: str, line: Line, extra: list[str] | None = None) -> int:
     """Run `hydra.main` on the line with the command cut off."""
     import hydra
 
-    from sftc.cli import compose, jobs
+    from sftc.cli import compose, jobs, teachers
 
+    teachers.register(conf.conf_dirs(line.config_dir))
     before = sys.argv
     sys.argv = [before[0], *(extra or []), *line.argv()]
     try:

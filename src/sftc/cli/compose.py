@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sftc import schema
-from sftc.cli import conf, explain, variants
+from sftc.cli import conf, explain, options, slots, teachers, variants
 from sftc.errors import Refused
 
 
@@ -37,6 +37,7 @@ def composer(dirs: list[Path], command: str) -> Iterator[Any]:
     from hydra import compose, initialize_config_dir
 
     extra = [f"hydra.searchpath=[{', '.join(quoted(f'file://{d}') for d in dirs[1:])}]"] if dirs[1:] else []
+    teachers.register(dirs)
     with initialize_config_dir(str(dirs[0]), **version_base()):
         yield lambda overrides: compose(command, overrides=[*extra, *overrides], return_hydra_config=True)
 
@@ -50,19 +51,21 @@ def checked(command: str, cfg: DictConfig, choices: Mapping[str, str], dirs: lis
     chosen = {group: option for group, option in choices.items() if not group.startswith("hydra")}
     for group, option in chosen.items():
         if str(option).startswith("_"):
-            raise Refused(f"{group}={option} is a shared part, not an option (sftc ls {group})")
-    for group in conf.default_choices(dirs, command):
+            raise Refused(f"{group}={option} is a shared part, not an option (sftc ls {group.partition('@')[0]})")
+    for group in options.default(dirs, command):
         if group not in chosen and not group.startswith("hydra"):
-            raise Refused(f"~{group}: a group cannot be taken away; choose an option (sftc ls {group})")
+            way_out = f"write {group}=none" if "@" in group else f"choose an option (sftc ls {group})"
+            raise Refused(f"~{group}: a group cannot be taken away; {way_out}")
     values: Any = OmegaConf.to_container(_own(cfg), resolve=True)
-    keys = conf.declared(dirs, command, chosen)
+    keys = options.declared(dirs, command, chosen)
+    slots.check(dirs, command, chosen, keys)
     if unknown := keys.unknown(values):
         raise Refused(f"{_unread(command, unknown[0], chosen, dirs, keys)} (sftc {command} --help lists every key)")
     values = keys.check(values)
     if removed := keys.removed(values):
         raise Refused(f"~{removed[0]}: a declared key cannot be taken away; give it a value (sftc {command} --help)")
     absent = dict.fromkeys(group for group, option in chosen.items() if option is None)  # `- data: null`
-    return Config({**absent, **values}, chosen, keys)
+    return Config({**absent, **slots.filled(dirs, values, keys)}, chosen, keys)
 
 
 def check_all(command: str, overrides: list[str], dirs: list[Path], sweep: bool) -> Config:
@@ -94,7 +97,7 @@ def shown(command: str, overrides: list[str], dirs: list[Path]) -> tuple[dict[st
 
 def _places(dirs: list[Path], command: str, cfg: DictConfig) -> list[str]:
     """The groups of a config in the order of the defaults list; Hydra has them from last to first."""
-    first = list(conf.default_choices(dirs, command))
+    first = list(options.default(dirs, command))
     return first + [g for g in cfg.hydra.runtime.choices if g not in first and not g.startswith("hydra")]
 
 
@@ -109,7 +112,7 @@ def source_dirs(hydra: Any) -> list[Path]:
 
 
 def _unread(command: str, path: str, choices: Mapping[str, str], dirs: list[Path], keys: schema.Keys) -> str:
-    near = conf.elsewhere(dirs, command, path, choices) or schema.suggest(path, keys.names())
+    near = options.elsewhere(dirs, command, path, choices) or schema.suggest(path, keys.names())
     for group, option in choices.items():
         file = conf.find(dirs, f"{group}/{option}")
         if file and schema.is_global(file) and path in schema.read(file).names():

@@ -1,15 +1,15 @@
-"""Where the YAML files are, what they offer, and which keys a choice of options declares. Knows no Hydra."""
+"""Where the YAML files are and what they offer. Knows no Hydra."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from sftc import schema
 from sftc.errors import Refused, nearest
-from sftc.schema import Keys
 
 GLOBAL = ("experiment", "debug")  # groups whose files set keys of the others
 Choices = dict[str, str]  # group, or group@package -> option
@@ -49,6 +49,14 @@ def find(dirs: Iterable[Path], name: str) -> Path | None:
     return next((file for d in dirs if (file := d / f"{name}.yaml").is_file()), None)
 
 
+def top(dirs: list[Path], command: str) -> Path:
+    """The file of a command."""
+    file = find(dirs, command)
+    if file is None:
+        raise Refused(f"{dirs[0]} holds no {command}.yaml{nearest(command, (f.stem for f in dirs[0].glob('*.yaml')))}")
+    return file
+
+
 def about(file: Path, group: str) -> tuple[str, str]:
     """The command that uses an option, and what it is: `(...)` after that, or what its fixed name says."""
     said, _, more = schema.first_comment(file).partition("  (")
@@ -56,92 +64,39 @@ def about(file: Path, group: str) -> tuple[str, str]:
     return said.strip(), more.removesuffix(")") or (name.about if name and name.fixed else "")
 
 
-def default_choices(dirs: list[Path], command: str) -> Choices:
-    """The options a command starts from: its defaults list. A group without a default maps to "null"."""
-    return {group.split(" ")[-1].strip("/"): option for group, option in _defaults(_file(dirs, command)) if group}
-
-
-def choices(dirs: list[Path], command: str, overrides: Iterable[str]) -> Choices:
-    """The options a command line asks for, read off without composing: defaults, then what was typed."""
-    chosen = default_choices(dirs, command)
-    known = groups(dirs)
-    for override in overrides:
-        key, _, option = override.lstrip("+").partition("=")
-        if key.partition("@")[0] in known:
-            chosen[key] = option
-    return chosen
-
-
-def declared(dirs: list[Path], command: str, choices: Mapping[str, str | None]) -> Keys:
-    """Every key that `command` with these options knows.
-
-    Files with `@package _global_` (experiment, debug) set keys and declare none: a mistyped one is found.
-    """
-    keys = schema.read(_file(dirs, command))
-    known = Keys(dict(keys.specs), set(keys.nodes))
-    for place, option in choices.items():
-        group, _, package = place.partition("@")
-        if group.startswith("hydra") or option in (None, "null"):
-            continue
-        if file := find(dirs, f"{group}/{option}"):
-            known.nodes.add(package or group.replace("/", "."))
-            _declare(dirs, group, file, package or group.replace("/", "."), known)
-    return known
-
-
-def grown(dirs: list[Path], command: str, overrides: list[str]) -> list[str]:
-    """The overrides with `++` before keys that a free `dict` takes (`optim.kwargs.amsgrad=true`): Hydra wants it."""
-    keys = Keys()
-    for place, options in choices(dirs, command, overrides).items():
-        for option in options.split(","):  # a sweep over options
-            keys.update(declared(dirs, command, {place: option}))
-    return [f"++{o}" if "=" in o and keys.grows(o.partition("=")[0]) else o for o in overrides]
-
-
-def elsewhere(dirs: list[Path], command: str, path: str, chosen: Mapping[str, str | None]) -> str:
-    """`"; finetune=first_n has it"` for a key that other options of its group declare, or ""."""
-    group = path.split(".")[0]
-    options = [
-        option
-        for option in groups(dirs).get(group, ())
-        if option != chosen.get(group) and path in declared(dirs, command, {group: option}).specs
-    ]
-    few = [*options[:4], *(["..."] if len(options) > 4 else [])]
-    return f"; {group}={', '.join(few)} {'has' if len(options) == 1 else 'have'} it" if options else ""
-
-
-def _declare(dirs: list[Path], group: str, file: Path, package: str, known: Keys) -> None:
-    if schema.is_global(file):
+def lineage(dirs: list[Path], group: str, option: str) -> Iterator[tuple[str, Path]]:
+    """An option and what its defaults list names, as (name, file), in the order in which Hydra merges them."""
+    file = find(dirs, f"{group}/{option}")
+    if file is None:
         return
-    if group in GLOBAL and schema.read(file).specs:
-        raise Refused(f"{file}: line 1 must be '# @package _global_', or its keys are read by nothing")
-    for inner, parent in _defaults(file):
-        if not inner and parent != "_self_":
-            name = parent.lstrip("/") if parent.startswith("/") else f"{group}/{parent}"
-            if (other := find(dirs, name)) is not None:
-                _declare(dirs, group, other, package, known)
-    known.update(schema.read(file, package))
+    entries = [name for key, name in defaults(file) if not key]
+    for name in entries if "_self_" in entries else [*entries, "_self_"]:
+        if name == "_self_":
+            yield option, file
+        elif name.startswith("/"):
+            inner, _, other = name.lstrip("/").rpartition("/")
+            yield from lineage(dirs, inner, other)
+        else:
+            yield from lineage(dirs, group, name)
 
 
-def _defaults(file: Path) -> list[tuple[str, str]]:
-    """The entries of a defaults list: (group, option), or ("", name of a file to include)."""
+@cache
+def defaults(file: Path, override: bool = False) -> tuple[tuple[str, str], ...]:
+    """The entries of a defaults list: (group, option), or ("", name of a file to include).
+
+    With `override` instead those that change the choice of another group.
+    """
     root = schema.parse(file.read_text(encoding="utf-8"), file)
-    if not isinstance(root, yaml.MappingNode):
-        return []
     entries: list[tuple[str, str]] = []
-    for key, value in root.value:
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
             continue
         for item in value.value:
-            if isinstance(item, yaml.ScalarNode):
-                entries.append(("", item.value))
-            elif not item.value[0][0].value.startswith("override "):
-                entries += [(group.value, option.value) for group, option in item.value]
-    return entries
+            pairs = [("", item)] if isinstance(item, yaml.ScalarNode) else [(k.value, v) for k, v in item.value]
+            entries += [(_group(said), v.value) for said, v in pairs if said.startswith("override ") is override]
+    return tuple(entries)
 
 
-def _file(dirs: list[Path], command: str) -> Path:
-    file = find(dirs, command)
-    if file is None:
-        raise Refused(f"{dirs[0]} holds no {command}.yaml{nearest(command, (f.stem for f in dirs[0].glob('*.yaml')))}")
-    return file
+def _group(said: str) -> str:
+    """`model@strategy.teacher` of `optional model@strategy.teacher`."""
+    return said.split(" ")[-1].strip("/")

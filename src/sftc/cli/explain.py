@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from sftc.cli import conf
+from sftc.cli import conf, options, slots
+from sftc.cli.teachers import NONE
 from sftc.errors import Refused, Stopped, nearest
 from sftc.schema import suggest, syntax_error
 
@@ -50,7 +51,7 @@ def refusing(command: str, overrides: list[str], dirs: list[Path]) -> Iterator[N
     except yaml.MarkedYAMLError as error:
         raise Refused(syntax_error(error)) from error
     except (OmegaConfBaseException, ValueError) as error:
-        raise Refused(_first_line(error)) from error
+        raise Refused(_without_option(overrides, dirs) or _first_line(error)) from error
 
 
 def _composition(error: Exception, command: str, overrides: list[str], dirs: list[Path]) -> str:
@@ -70,10 +71,22 @@ def _composition(error: Exception, command: str, overrides: list[str], dirs: lis
         return f"{name} is a sweep: add -m"
     if "An item is already at" in text:
         return f"'{name}' exists already: write {name}=... without the +"
+    if text.startswith("Multiple values for"):
+        place = text.split()[3].rstrip(".")
+        return f"'{place}' is chosen already: write {place}=... without the +"
     if text.startswith("Could not delete"):
         return text.replace("Could not delete from config. ", "nothing to take away: ")
     cause = error.__cause__
     return _first_line(error) + (f": {_first_line(cause)}" if cause is not None else "")
+
+
+def _without_option(overrides: list[str], dirs: list[Path]) -> str:
+    """What to say of `model=null`, at which Hydra breaks down."""
+    for place, _, option in (override.partition("=") for override in overrides):
+        group, slot = place.partition("@")[::2]
+        if option == "null" and group in conf.groups(dirs):
+            return f"{place}=null: {f'write {place}=none' if slot else f'choose an option (sftc ls {group})'}"
+    return ""
 
 
 def _missing_file(error: Exception) -> str:
@@ -99,13 +112,18 @@ def _unparsed(override: str, text: str) -> str:
 
 
 def _unknown(key: str, command: str, overrides: list[str], dirs: list[Path]) -> str:
-    choices = conf.choices(dirs, command, overrides)
-    group = key.split(".")[0]
-    if choices.get(group) == "null" and "." in key:
-        return f"{key}: choose {group}=... first (one of: {', '.join(conf.groups(dirs).get(group, ()))})"
-    near = conf.elsewhere(dirs, command, key, choices)
-    near = near or suggest(key, [*conf.declared(dirs, command, choices).names(), *choices])
-    where = f" with {group}={choices[group]}" if "." in key and group in choices else ""
+    if "@" in key:
+        return slots.no_place(dirs, command, key)
+    choices = options.chosen(dirs, command, overrides)
+    keys = options.declared(dirs, command, choices)
+    place = options.home(key, choices, keys)
+    group, option = place.partition("@")[0], choices.get(place, "")
+    if place and conf.find(dirs, f"{group}/{option}") is None:
+        if option not in ("null", NONE):
+            return slots.no_option(dirs, place, option)
+        return f"{key}: choose {place}=... first (one of: {', '.join(conf.groups(dirs).get(group, ()))})"
+    near = options.elsewhere(dirs, command, key, choices) or suggest(key, [*keys.names(), *choices])
+    where = f" with {place}={option}" if place else ""
     return f"there is no key '{key}'{where}{near} (sftc {command} --help lists every key)"
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sftc import schema
-from sftc.cli import conf
+from sftc.cli import conf, options
 from sftc.cli.line import Line
+from sftc.cli.teachers import NONE
 from sftc.errors import Refused, nearest
 from sftc.schema import Keys, Spec
 
@@ -52,28 +53,29 @@ def command(name: str, about: str, line: Line, dirs: list[Path]) -> str:
 
         values, choices = compose.shown(name, line.overrides, dirs)
     else:
-        choices = conf.default_choices(dirs, name)
-    keys = conf.declared(dirs, name, choices)
+        choices = options.default(dirs, name)
+    keys = options.declared(dirs, name, choices)
     parts = [
         f"usage: sftc {name} [key=value ...] [group=option ...] [-m] [--cfg job] [--config-dir DIR]\n{about}",
-        _groups(choices, conf.groups(dirs)),
-        *_keys(keys, choices, values),
+        _groups(choices, conf.groups(dirs), keys),
+        *_keys(keys, choices, values, _untold(choices, line.overrides)),
         f"sftc {name} GROUP=OPTION --help: the keys of another choice; sftc ls GROUP: what its options are",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def listing(args: list[str], dirs: list[Path]) -> str:
-    """`sftc ls [group ...]`: options with the first line of their YAML.
+    """`sftc ls [group ...]`: options with the first line of their YAML, and the slots they fit.
 
     Raises:
         Refused: no such group.
     """
     found = conf.groups(dirs)
-    for group in args:
+    asked = [arg.partition("@")[0] for arg in args]  # model@strategy.teacher has the options of model
+    for group in asked:
         if group not in found:
             raise Refused(f"there is no group '{group}'{nearest(group, found)} (one of: {', '.join(found)})")
-    return "\n\n".join(_options(group, found[group]) for group in args or found)
+    return "\n\n".join(_options(group, found[group]) + _slots(group, dirs) for group in asked or found)
 
 
 def _options(group: str, files: Mapping[str, Path]) -> str:
@@ -85,27 +87,50 @@ def _options(group: str, files: Mapping[str, Path]) -> str:
     return "\n".join(rows)
 
 
-def _groups(choices: Mapping[str, str], groups: Mapping[str, Iterable[str]]) -> str:
-    shown = {place: option for place, option in choices.items() if place.partition("@")[0] in groups}
+def _slots(group: str, dirs: list[Path]) -> str:
+    """A line for each slot that takes options of `group`, and who has it."""
+    rows = []
+    for place in options.slots(dirs, "train"):
+        path = options.package(place)
+        outer = path.partition(".")[0]
+        takers = [o for o in conf.groups(dirs).get(outer, ()) if options.declared(dirs, "train", {outer: o}).holds(path)]
+        if place.startswith(f"{group}@") and takers:
+            rows.append(f"\n  {place}=OPTION takes one too, with {outer}={', '.join(takers)}")
+    return "".join(rows)
+
+
+def _groups(choices: Mapping[str, str], groups: Mapping[str, Iterable[str]], keys: Keys) -> str:
+    shown = [p for p in choices if p in groups or ("@" in p and options.package(p) in keys.specs)]
     if not shown:
         return ""
     rows = [_bold("groups") + " (group=option; * is chosen)"]
     width = max(map(len, shown))
-    for place, chosen in shown.items():
-        options = [f"*{o}" if o == chosen else o for o in groups[place.partition("@")[0]]]
-        rows.append(_wrap(f"  {place:<{width}}  ", ", ".join(options)))
+    for place in shown:
+        group, chosen = place.partition("@")[0], choices[place]
+        offered = ", ".join(f"*{o}" if o == chosen else o for o in groups[group])
+        if group != place:  # a slot: no need to say the same again
+            offered = f"*{chosen}, or any of {group}" + (", or none" if chosen != NONE else "")
+        rows.append(_wrap(f"  {place:<{width}}  ", offered))
     return "\n".join(rows)
 
 
-def _keys(keys: Keys, choices: Mapping[str, str], values: Mapping[str, Any] | None) -> list[str]:
+def _untold(choices: Mapping[str, str], overrides: Iterable[str]) -> set[str]:
+    """The slots that the line does not touch: what they hold is said in one line, not key by key."""
+    typed = tuple(override.lstrip("+~") for override in overrides)
+    slots = {place for place in choices if "@" in place}
+    return {s for s in slots if not any(o.startswith((f"{s}=", f"{options.package(s)}.")) for o in typed)}
+
+
+def _keys(keys: Keys, choices: Mapping[str, str], values: Mapping[str, Any] | None, untold: set[str]) -> list[str]:
     """One block for the top-level keys, one for each chosen group; what nobody may set is left out."""
-    packages = {group.partition("@")[2] or group: group for group in choices}
+    packages = {options.package(place): place for place in choices}
     blocks: dict[str, list[Spec]] = {"": []}
     for path, spec in keys.specs.items():
-        package = next((p for p in packages if path.startswith(p + ".")), "")
-        blocks.setdefault(package, []).extend([] if spec.fixed else [spec])
+        package = max((p for p in packages if path.startswith(p + ".")), key=len, default="")
+        if not spec.fixed and packages.get(package) not in untold:
+            blocks.setdefault(package, []).append(spec)
     width = min(34, max(len(_given(spec, values)) for specs in blocks.values() for spec in specs))
-    heads = {p: f"{group}={choices[group]}" for p, group in packages.items()}
+    heads = {p: f"{place}={choices[place]}" for p, place in packages.items()}
     return [
         "\n".join([_bold(heads.get(package, "keys")), *(_row(spec, values, width) for spec in specs)])
         for package, specs in blocks.items()
@@ -119,6 +144,8 @@ def _row(spec: Spec, values: Mapping[str, Any] | None, width: int) -> str:
 
 
 def _given(spec: Spec, values: Mapping[str, Any] | None) -> str:
+    if spec.slot:
+        return f"{spec.place}={spec.default}"
     if values is None:
         return f"{spec.path}={spec.default}"
     node: Any = values

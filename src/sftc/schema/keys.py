@@ -24,6 +24,8 @@ class Spec:
     file: Path
     forms: tuple[Form, ...] = (Form("any"),)
     stated: bool = False  # whether the file itself says the rule
+    place: str = ""  # what is typed to choose another option of the key's group; of a slot: another one in it
+    slot: bool = False  # it holds an option of another group; which one is `default`, or "none"
 
     @property
     def fixed(self) -> bool:
@@ -33,6 +35,11 @@ class Spec:
     def open(self) -> bool:
         """Whether keys may be added to it and taken away."""
         return any(form.kind in ("dict", "any") for form in self.forms)
+
+    def as_slot(self, place: str, option: str) -> Spec:
+        """This key, held by what `place` chooses: now `option`."""
+        rule = f"an option of {place.partition('@')[0]}, or none"
+        return replace(self, default=option, rule=rule, forms=(), place=place, slot=True)
 
     def check(self, value: Any) -> Any:
         """`value`, converted to the declared type.
@@ -46,8 +53,10 @@ class Spec:
         if self.fixed:
             if shown(value) == self.default:
                 return value
-            group = self.path.split(".")[0]
-            raise Refused(f"{self.path} is fixed to {self.default} here{about}; choose another {group}=")
+            place = self.place or self.path.split(".")[0]
+            raise Refused(f"{self.path} is fixed to {self.default} here{about}; choose another {place}=")
+        if self.slot:
+            return self._held(value)
         for form in self.forms:
             if form.exact(value):
                 return form.convert(value)
@@ -57,6 +66,16 @@ class Spec:
         words = [word for form in self.forms for word in form.words]
         given = f"{self.path}={shown(value)}" if value != "" else f"{self.path}= has no value and"
         raise Refused(f"{given} is not {_spoken(self.rule)}{about}{nearest(shown(value), words)}")
+
+    def _held(self, value: Any) -> Any:
+        """`value`, which must be an option's node, or null where none was chosen."""
+        if isinstance(value, Mapping) if self.default != "none" else value is None:
+            return value
+        if value is None:
+            raise Refused(f"{self.path}=null: take it away by {self.place}=none")
+        if isinstance(value, Mapping):
+            raise Refused(f"{self.path} has keys, but no option to set them in: choose one, {self.place}=...")
+        raise Refused(f"{self.path}={shown(value)}: choose it by {self.place}={shown(value)}")
 
 
 @dataclass
@@ -78,6 +97,14 @@ class Keys:
     def names(self) -> list[str]:
         return [*self.specs, *self.nodes]
 
+    def chosen_by(self, place: str) -> Keys:
+        """The same keys, as those of an option that `place` chooses."""
+        return Keys({path: replace(spec, place=place) for path, spec in self.specs.items()}, self.nodes)
+
+    def holds(self, path: str) -> bool:
+        """Whether `path` is a key, or lies in a slot, where what is chosen decides."""
+        return path in self.specs or any(spec.slot and path.startswith(f"{spec.path}.") for spec in self.specs.values())
+
     def is_free(self, path: str) -> bool:
         """Whether `path` lies inside a key declared `dict` or `any`."""
         parents = path.split(".")[:-1]
@@ -98,7 +125,7 @@ class Keys:
         found = []
         for key, value in config.items():
             path = f"{prefix}{key}"
-            if path in self.specs:
+            if path in self.specs and not (self.specs[path].slot and path in self.nodes):
                 continue
             if path not in self.nodes:
                 found.append(path)
@@ -148,4 +175,5 @@ def _holds(config: Any, path: str) -> bool:
 
 def _spoken(rule: str) -> str:
     first = rule.split(" ")[0]
-    return {"int": "an ", "bool": "true or false, a ", "one": "", "any": ""}.get(first, "a ") + rule
+    article = {"int": "an ", "bool": "true or false, a ", "one": "", "any": ""}.get(first, "a ")
+    return article + rule.replace("models", "list of names of models")

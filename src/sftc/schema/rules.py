@@ -1,4 +1,4 @@
-"""The rules a value can be held to: `int >= 1 or null`, `0 <= float < 1`, `one of auto, min or int`."""
+"""The rules a value can be held to: `int >= 1 or null`, `0 <= float < 1`, `one of auto, min or int`, `models`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _TYPES: dict[str, Any] = {
     "str": str,
     "list": list,
     "dict": dict,
+    "models": list,  # names of options of the group `model`; the command line puts their nodes in their place
 }
 
 
@@ -43,6 +44,8 @@ class Form:
                 return value is None
             case "choice":
                 return shown(value) in self.words
+            case "models":
+                return isinstance(value, list) and all(isinstance(name, str) for name in value)
             case "int" | "float" if isinstance(value, bool) or (isinstance(value, int | float) and not _finite(value)):
                 return False
         return isinstance(value, _TYPES[self.kind]) and all(_COMPARE[op](value, n) for op, n in self.bounds)

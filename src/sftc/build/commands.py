@@ -44,7 +44,12 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
         about = lab.run.environment
         if not cfg["quiet"]:
             report.show(*about["notes"])
-        _tell(parts.strategy(settings), lab)
+        try:
+            _tell(parts.strategy(settings), lab)
+        except Refused:
+            if old is None:  # what was refused before anything was learned leaves no folder
+                lab.run.discard()
+            raise
     if not cfg["quiet"]:
         result = lab.run.result
         beside = ["", report.team(result["team"], result["monitor"])] if "team" in result else []

@@ -93,7 +93,9 @@ def _slots(group: str, dirs: list[Path]) -> str:
     for place in options.slots(dirs, "train"):
         path = options.package(place)
         outer = path.partition(".")[0]
-        takers = [o for o in conf.groups(dirs).get(outer, ()) if options.declared(dirs, "train", {outer: o}).holds(path)]
+        takers = [
+            o for o in conf.groups(dirs).get(outer, ()) if options.declared(dirs, "train", {outer: o}).holds(path)
+        ]
         if place.startswith(f"{group}@") and takers:
             rows.append(f"\n  {place}=OPTION takes one too, with {outer}={', '.join(takers)}")
     return "".join(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -240,6 +241,13 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """The states of this run's fit."""
         return Checkpoints(self.path / "checkpoint")
+
+    def discard(self) -> None:
+        """Take a run away that has learned nothing yet; one with a state, a row or a member of its own stays."""
+        if self.rows() or self.checkpoints.files() or list(self.path.glob("members/*/config.yaml")):
+            return
+        self.unlock()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def member(self, name: str) -> Path:
         return self.path / "members" / name

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.losses import Correlation, Decoupled, MeanSquared, Ramp, Soft, Truth
+from sftc.losses import Correlation, Decoupled, MeanSquared, Ramp, Soft, Team, Truth
 from sftc.objective import Learner, Objective
+from sftc.tasks import Classification
 from sftc.types import Batch, Out, Partner
 from views import classes, draw, labels, values, view
 
@@ -246,12 +247,24 @@ def test_rows_that_do_not_count_have_no_part_in_a_correlation(positions):
     assert wild.grad[keep].isfinite().all()
 
 
-def test_constant_answers_have_no_correlation_and_give_no_gradient():
-    flat = torch.zeros(3, C, requires_grad=True)
-    value = Correlation()(view(flat, pair(3, C)[1].float()))
+@pytest.mark.parametrize("outputs", [4, 10])  # 0.1 is no binary number: ten of them are not quite their mean
+def test_constant_answers_have_no_correlation_and_give_no_gradient(outputs):
+    flat = torch.zeros(3, outputs, requires_grad=True)
+    task = Classification([str(i) for i in range(outputs)])
+    value = Correlation()(view(flat, pair(3, outputs)[1].float(), task=task))
     value.sum().backward()
     assert value.tolist() == [2.0] * 3
     assert (flat.grad == 0).all()
+
+
+def test_rows_the_team_skips_have_no_part_in_a_correlation():
+    s, t = pair()
+    second = t.clone()
+    second[0] = t[0].flip(0)
+    assert second[0].argmax() != t[0].argmax()
+    got = Correlation(team=Team("agree", conflict="skip"))(view(s, t, second))
+    assert got[0] == 0
+    assert torch.allclose(got[1:], Correlation()(view(s[1:], t[1:])))
 
 
 def test_mean_squared_is_twice_the_limit_of_soft_at_high_temperature():

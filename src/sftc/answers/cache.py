@@ -160,9 +160,8 @@ class _Cache:
     def _read(self, v: int) -> Answered | None:
         """A view that is on disk and fits. Why one does not is said once."""
         for root in self.roots:
-            folder = self._folder(root)
-            path = folder / _file(v)
-            if files.linked(folder) or not os.path.lexists(path):
+            path = self._folder(root) / _file(v)
+            if not os.path.lexists(path):
                 continue
             try:
                 view = files.read(path, self.rows, self._marks(v), self.topk)

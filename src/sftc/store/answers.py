@@ -92,11 +92,6 @@ def _sound(parts: Parts, n: int, classes: int, topk: int | None, temperatures: i
     return "index" not in ends or 0 <= ends["index"][0] <= ends["index"][1] < classes
 
 
-def linked(folder: Path) -> bool:
-    """Whether the way from a run to this folder of its answers leads out of it."""
-    return folder.is_symlink() or folder.parent.is_symlink()
-
-
 def writable(folder: Path) -> bool:
     """Whether answers can be kept in RUN/answers/KEY, which is made: not in a run that is read-only, or leads away."""
     try:

@@ -60,7 +60,13 @@ REFUSED = [
     ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
     ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
     # Convolutions and patches need pictures.
-    ("model", set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"}, "data", {"diabetes"}, "reads pictures.* use model=mlp"),
+    (
+        "model",
+        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"},
+        "data",
+        {"diabetes"},
+        "reads pictures.* use model=mlp",
+    ),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
     # The only block of a linear model is its head: nothing can be kept of it.

@@ -26,6 +26,7 @@ inner:
 terms:                     # dict: free to grow
   soft:
     weight: 0.5            # 0 <= float <= 1: of the soft labels
+team: [a]                  # models or null: names
 plain: 3
 """
 
@@ -55,6 +56,9 @@ def keys(tmp_path: Path) -> schema.Keys:
         ("name", "toy", "toy"),
         ("plain", "anything", "anything"),
         ("inner.decay", 0, 0.0),
+        ("team", [], []),
+        ("team", ["a", "b"], ["a", "b"]),
+        ("team", None, None),
     ],
 )
 def test_a_value_is_converted_to_what_its_key_holds(keys, key, value, gives):
@@ -83,6 +87,9 @@ def test_a_value_is_converted_to_what_its_key_holds(keys, key, value, gives):
         ("inner.decay", -0.1, "0 <= float < 1"),
         ("name", "other", "fixed to toy"),
         ("quoted", "???", "is missing"),
+        ("team", "a", "model.team=a is not a list of names of models or null (names)"),
+        ("team", [1], "is not a list of names"),
+        ("team", [{"name": "a"}], "is not a list of names"),
         ("quoted", 1.5, "not a str"),
     ],
 )
@@ -114,7 +121,7 @@ def _config(**changes):
         "share": None,
         "mode": "auto",
     }
-    return {"model": config | {"precision": "32", "inner": inner, "terms": terms, "plain": 3} | changes}
+    return {"model": config | {"precision": "32", "inner": inner, "terms": terms, "team": [], "plain": 3} | changes}
 
 
 def test_keys_that_no_file_declares_are_found(keys):
@@ -140,6 +147,27 @@ def test_a_removed_key_and_a_flattened_node_are_found(keys):
     assert keys.removed(config) == ["model.rate"]
     with pytest.raises(Refused, match=r"model\.inner only holds other keys \(model\.inner\.decay\)"):
         keys.check(_config(inner=3))
+
+
+def test_a_slot_takes_an_options_node_and_only_where_one_was_chosen(tmp_path):
+    (tmp_path / "toy.yaml").write_text("teacher: null  # dict or null: the other\n")
+    inner = schema.Keys()
+    inner.update(schema.read(tmp_path / "toy.yaml", "strategy"))
+    spec = inner.specs["strategy.teacher"]
+    full, empty = spec.as_slot("model@strategy.teacher", "mlp"), spec.as_slot("model@strategy.teacher", "none")
+    assert full.check({"name": "mlp"}) == {"name": "mlp"}
+    assert empty.check(None) is None
+    assert not full.open
+    with pytest.raises(Refused, match=r"take it away by model@strategy.teacher=none"):
+        full.check(None)
+    with pytest.raises(Refused, match=r"strategy.teacher=3: choose it by model@strategy.teacher=3"):
+        full.check(3)
+    with pytest.raises(Refused, match=r"no option to set them in: choose one, model@strategy.teacher="):
+        empty.check({"name": "mlp"})
+    inner.nodes.add("strategy")
+    inner.specs["strategy.teacher"] = full
+    inner.nodes.add("strategy.teacher")
+    assert inner.unknown({"strategy": {"teacher": {"name": "mlp"}}}) == ["strategy.teacher.name"]
 
 
 def test_checking_leaves_the_config_as_it_was(keys):

@@ -114,7 +114,7 @@ def _written(dirs: list[Path], command: str) -> Choices:
 
 
 def _resolved(dirs: list[Path], options: Choices) -> Choices:
-    """`options` with `${usual_teacher:${strategy},${model}}` replaced by what Hydra will find; a sweep finds several."""
+    """`options` with `${usual_teacher:${strategy},${model}}` replaced by what Hydra will find; a sweep, by several."""
     found = dict(options)
     for place, option in options.items():
         if asked := re.fullmatch(r"\$\{(\w+):(.*)\}", option):

@@ -24,6 +24,8 @@ def code(error: BaseException) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
     return REFUSED if isinstance(error, Refused) else FAILED
 
 
@@ -31,6 +33,8 @@ def line(error: BaseException) -> str:
     """An error of a job in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, SystemExit):
+        return f"ended at once ({error.code})"
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused | Stopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
 

@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sftc import early
 from sftc.cli import compose, explain, folder
 from sftc.errors import Refused, Stopped
 
@@ -66,7 +67,7 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
         value = _work(command, config.values, out, overrides)
     except BaseException as error:  # one failing job neither stops nor hides the others
         failed = error
-        if not isinstance(error, Stopped):
+        if not isinstance(error, Stopped | SystemExit):
             (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"sftc {command}: {explain.line(error)}", file=sys.stderr, flush=True)
         _trace(error)
@@ -80,6 +81,7 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
 def _work(command: str, values: dict[str, Any], out: Path | None, overrides: list[str]) -> float | None:
     with _uncollected():
         build = importlib.import_module("sftc.build")  # the first import of torch
+        early.check()
         if command == "train":
             build.check(values)  # makes the first optimizer, for which torch imports as much again
     if command == "train":
@@ -123,7 +125,7 @@ def _out(config: compose.Config, stack: ExitStack) -> Path:
 def _tell(command: str, error: BaseException, out: Path | None) -> int:
     """Print how a single run ended, keep its traceback, and return the exit code."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
+        return explain.code(error)
     line = f"sftc {command}: {explain.line(error)}"
     if not isinstance(error, Refused | Stopped | KeyboardInterrupt):
         if out is not None and out.is_dir() and any(out.iterdir()):
@@ -155,8 +157,8 @@ def _record(out: Path, overrides: list[str], value: float | None, error: BaseExc
     }
     if error is not None:
         status["error"] = status["error"] or explain.line(error)
-        if isinstance(error, Stopped):
-            status["state"] = error.state
+        if isinstance(error, Stopped | SystemExit):
+            status["state"] = getattr(error, "state", "stopped")
         elif not written or written.get("state") == "running":
             status["state"] = "refused" if isinstance(error, Refused) else "failed"
     temporary = path.with_suffix(".json.tmp")

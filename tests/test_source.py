@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import numpy as np
@@ -180,8 +181,10 @@ def test_what_a_worker_refuses_arrives_as_one_line(workers: int):
 
 def test_workers_leave_signals_to_the_run(monkeypatch):
     def read(self, rows):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # that of a batch queue, which goes to all processes of a run
         quiet = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        return torch.tensor([quiet, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL])
+        return torch.tensor([quiet, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL])  # a second one ends it
 
     monkeypatch.setattr(Rows5, "read", read)
     before = signal.signal(signal.SIGTERM, lambda *_: None)

@@ -220,9 +220,10 @@ class _Reads(Dataset):
 
 
 def _quiet(_worker: int) -> None:
-    # A forked worker inherits the run's handlers; on Ctrl-C and kill only the run itself shall answer.
+    # A forked worker inherits the run's handlers, but only the run itself shall answer. Ctrl-C and a batch queue signal
+    # all its processes: who died of that would take the step under way with him. A second SIGTERM is the run's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def _pins(device: torch.device) -> bool:

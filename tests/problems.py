@@ -13,7 +13,7 @@ from sftc.build.bench import Bench
 from sftc.cli import compose, conf
 from sftc.device import Device
 from sftc.errors import Stopped
-from sftc.lab import Lab
+from sftc.lab import Lab, Watch
 from sftc.stop import Stopper
 from sftc.store import Run
 from sftc.strategies.plain import Plain
@@ -51,18 +51,18 @@ def stirred(model: nn.Module) -> Any:
     return model.eval()
 
 
-def lab(out: Path, *overrides: str, stop: Stopper | None = None) -> Lab:
+def lab(out: Path, *overrides: str, stop: Stopper | None = None, watch: Watch | None = None) -> Lab:
     """A new run on a few digits, or on what the overrides say; an unfinished one there is gone on with."""
     if (out / "config.yaml").is_file():
         run = Run.open(out)
-        return Bench(Device(**run.config["device"]), stop=stop).resume(run)
+        return Bench(Device(**run.config["device"]), watch, stop).resume(run)
     cfg = config(*SMALL, *overrides)
-    return Bench(Device(**cfg["device"]), stop=stop).start(cfg, out, "sftc train", list(overrides))
+    return Bench(Device(**cfg["device"]), watch, stop).start(cfg, out, "sftc train", list(overrides))
 
 
-def plain(out: Path, *overrides: str, stop: Stopper | None = None) -> Run:
+def plain(out: Path, *overrides: str, stop: Stopper | None = None, watch: Watch | None = None) -> Run:
     """The run in `out`, trained by the plain strategy, or gone on with."""
-    home = lab(out, *overrides, stop=stop)
+    home = lab(out, *overrides, stop=stop, watch=watch)
     Plain().run(home)
     return home.run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 from files import make
 from problems import plain, same, untimed
+from sftc import track
+from sftc.store.checkpoints import Checkpoints
+from sftc.track import TRACKERS
 
 DROPS = ("model=simple_cnn", "model.dropout=0.3")
 AUGMENT = (
@@ -50,13 +54,51 @@ def held(pictures: Path, tmp_path_factory):
         return plain(tmp_path_factory.mktemp("held") / "run", *folder(pictures, *AUGMENT, "data.cache=host"))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
-@pytest.mark.parametrize(("cache", "workers"), [("host", 2), ("none", 0), ("none", 2)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with few cores
+@pytest.mark.parametrize(("cache", "workers"), [("host", 2), ("none", 0), ("none", 2), ("none", 4)])
 def test_how_pictures_are_read_changes_no_bit(cache: str, workers: int, held, pictures: Path, tmp_path: Path):
     how = (f"data.cache={cache}", f"data.workers={workers}")
     run = plain(tmp_path / "run", *folder(pictures, *AUGMENT, *how))
     assert run.config["data"]["cache"] == cache
     assert same(run, held)
+
+
+SAVING = {
+    "only at the end": ("checkpoint.epochs=null",),
+    "after every step": ("checkpoint.steps=1",),
+    "never by the clock": ("checkpoint.minutes=1000",),
+    "all the time": ("checkpoint.minutes=1e-9",),
+}
+# Everything that has state between two steps: a save in between must not touch it.
+STATEFUL = ("data=fake", "ema=0.9", "clip=0.1", "micro_batch_size=11", "schedule=plateau", "data.augment.mixup=0.4")
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory):
+    return plain(tmp_path_factory.mktemp("stateful") / "run", *DROPS, *STATEFUL)
+
+
+@pytest.mark.parametrize("saving", SAVING)
+def test_how_often_it_is_saved_changes_no_bit(saving: str, stateful, tmp_path: Path, monkeypatch):
+    written = []
+    write = Checkpoints.write
+    monkeypatch.setattr(Checkpoints, "write", lambda self, s: (written.append(s["step"]), write(self, s)))
+    assert same(plain(tmp_path / "run", *DROPS, *STATEFUL, *SAVING[saving]), stateful)
+    every = list(range(1, stateful.result["last"]["step"] + 1))
+    assert written == {"only at the end": every[-1:], "never by the clock": [3, 6]}.get(saving, every)
+
+
+@pytest.mark.parametrize("tracker", sorted(TRACKERS))
+@pytest.mark.parametrize("display", ["none", "lines", "bars"])
+def test_who_looks_on_changes_no_bit(display: str, tracker: str, stateful, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: display == "bars", raising=False)
+    watch = track.make(tracker, quiet=display == "none")
+    run = plain(tmp_path / "run", *DROPS, *STATEFUL, watch=watch)
+    assert same(run, stateful)
+    said = capsys.readouterr()
+    assert bool(said.out or said.err) == (display != "none")
+    assert (run.path / "metrics.csv").is_file() == (tracker == "csv")
+    assert bool(list(run.path.glob("tensorboard/*"))) == (tracker == "tensorboard")
 
 
 @pytest.mark.parametrize("leave_out", AUGMENT)

@@ -119,13 +119,13 @@ def test_predictions_keep_their_marks(run):
 
 
 def test_metrics_forget_what_came_after_the_checkpoint_and_lines_torn_by_a_kill(run):
-    for step in (10, 20, 30):
-        run.log({"step": step, "loss": math.nan if step == 20 else 0.5})
+    for epoch in (0, 1, 2):
+        run.log({"epoch": epoch, "loss": math.nan if epoch == 1 else 0.5})
     with (run.path / "metrics.jsonl").open("a") as f:
-        f.write('{"step": 40, "lo')
-    assert [r["step"] for r in run.rows()] == [10, 20, 30]
-    run.forget_after(20)
+        f.write('{"epoch": 3, "lo')
+    assert [r["epoch"] for r in run.rows()] == [0, 1, 2]
+    run.forget_from(2)
     assert [json.loads(x) for x in (run.path / "metrics.jsonl").read_text().splitlines()] == [
-        {"step": 10, "loss": 0.5},
-        {"step": 20, "loss": None},
+        {"epoch": 0, "loss": 0.5},
+        {"epoch": 1, "loss": None},
     ]

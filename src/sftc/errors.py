@@ -10,8 +10,11 @@ class Refused(Exception):
     """The user asked for something that cannot be done. The CLI prints the message alone and exits 2."""
 
 
-class Stopped(Exception):
-    """A run ended before its story did: `code` is the exit status, `state` what status.json says."""
+class Stopped(BaseException):
+    """A run ended before its story did: `code` is the exit status, `state` what status.json says.
+
+    Not an Exception: a signal raises it in the middle of anybody's code, and no `except Exception` may keep it.
+    """
 
     def __init__(self, message: str, code: int, state: str = "stopped") -> None:
         super().__init__(message)

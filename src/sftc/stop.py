@@ -8,6 +8,7 @@ signal ends the run at once. A second signal ends it at once anywhere; the last 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Stopper:
         self._asking = False  # somebody asks, so a signal may wait
         self._fitting = False
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __call__(self) -> Stopped | None:
         self._asking = self._fitting
@@ -61,8 +63,12 @@ class Stopper:
             yield
         finally:
             self._fitting = self._asking = False
+        if self.caught is not None:  # after the last question, while the end was being saved
+            raise _by(self.caught)
 
     def _catch(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a data worker, just forked
         if self.caught is not None:
             raise SystemExit(128 + number)  # not a Stopped: nobody may save a state in the middle of a step
         self.caught = number

@@ -46,12 +46,20 @@ class Bench:
             self._data[key] = datasets.build(cfg["data"], model_size=parts.largest_input(cfg))
         return self._data[key]
 
-    def lab(self, cfg: Config, run: Run, first: nn.Module | None = None, facts: Facts | None = None) -> Lab:
+    def lab(
+        self,
+        cfg: Config,
+        run: Run,
+        first: nn.Module | None = None,
+        facts: Facts | None = None,
+        began: Config | None = None,
+    ) -> Lab:
         """The lab of a run whose config is resolved.
 
         Args:
             first: what its first `model()` gives.
             facts: enough for model and task; its data is then read only when somebody asks for it.
+            began: origin of the model that the run began with, if `cfg` builds it without.
         """
         data = self.data(cfg) if facts is None else facts
         rows = run.rows_of("train") if run.rows_meta().get("own_rows") == "true" else None
@@ -61,7 +69,7 @@ class Bench:
             facts=data,
             task=parts.task(cfg, data),
             device=self.device,
-            build=parts.once(first, parts.make_model(cfg["model"], data)),
+            build=parts.once(first, parts.make_model(cfg["model"], data, began)),
             settings=parts.settings(cfg),
             seed=cfg["seed"],
             rows=rows,
@@ -89,7 +97,7 @@ class Bench:
         data.source("train", 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
         stored = self._resolved(cfg, data, first)
         notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
-        about = environment.describe(self.device, command, overrides) | {"notes": notes}
+        about = environment.describe(self.device, command, overrides) | {"notes": notes, "model": parts.origin(first)}
 
         def fill(run: Run) -> None:
             _write_data(run, data)
@@ -113,13 +121,15 @@ class Bench:
         return self._go_on(run)
 
     def _go_on(self, run: Run) -> Lab:
+        run.tidy()
         cfg = stored_config(run)
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:
             raise Refused(f"the data of {run.path} has changed since it started; train a new run")
-        if run.checkpoints.files():  # the weights are in there; those it started from may be gone
-            cfg = {**cfg, "model": parts.bare(cfg["model"])}
-        return self.lab(cfg, run)
+        if not run.checkpoints.files():
+            return self.lab(cfg, run)
+        # The weights are in there; those it started from may be gone.
+        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, began=run.environment.get("model"))
 
     def open(self, path: str | Path) -> Lab:
         """The lab of an existing run, from its folder alone: its data need not be there any more."""

@@ -33,6 +33,7 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
     """
     old = _old(cfg, out, overrides)
     if old is not None and old.finished:
+        _complete(old)
         report.show(f"run {old.path} is finished already", report.scores(old.result))
         return _monitor(old)
     settings = cfg if old is None else stored_config(old)
@@ -79,6 +80,16 @@ def _shared(cfg: Config, out: Path) -> Path | None:
     return None if cfg["out"] else out.parent.parent / "shared"
 
 
+def _complete(run: Run) -> None:
+    """What was still to be done when a process died between "finished" and its own end."""
+    if run.checkpoints.folder.exists():
+        with contextlib.ExitStack() as stack:
+            run.lock()
+            stack.callback(run.unlock)
+            run.tidy()
+            run.checkpoints.drop()
+
+
 def _tell(strategy: Strategy, lab: Lab) -> None:
     """Run the story; however it ends, status.json says so, unless the disk does not even take that."""
     run = lab.run
@@ -89,7 +100,8 @@ def _tell(strategy: Strategy, lab: Lab) -> None:
         state = e.state if isinstance(e, Stopped) else "stopped" if isinstance(e, SystemExit) else "failed"
         text = str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}".split("\n")[0]
         with contextlib.suppress(Stopped):
-            run.mark(state, error=text)
+            if not run.finished:  # a signal after that: all is kept, and must not be trained again
+                run.mark(state, error=text)
         if isinstance(e, Stopped):
             raise Stopped(f"{e}; run folder {run.path}", e.code, e.state) from None
         raise

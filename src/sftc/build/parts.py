@@ -127,8 +127,21 @@ def resolve_strategy(node: Config) -> Config:
     return {**node, **named}
 
 
-def make_model(node: Config, data: Data | Facts) -> Callable[[], nn.Module]:
-    return lambda: models.build(node, out_dim=data.out_dim, shape=data.shape)
+def make_model(node: Config, data: Data | Facts, began: Config | None = None) -> Callable[[], nn.Module]:
+    """() -> a fresh model. `began`: `origin` of the model the run began with, when this one is built without it."""
+
+    def build() -> nn.Module:
+        model = models.build(node, out_dim=data.out_dim, shape=data.shape)
+        if began is not None:
+            model.facts, model.loaded = dict(began["facts"]), set(began["loaded"])
+        return model
+
+    return build
+
+
+def origin(model: models.Vision) -> Config:
+    """Where a model's first weights came from, and what was chosen for it, in plain types."""
+    return {"facts": model.facts, "loaded": sorted(model.loaded)}
 
 
 def first_model(cfg: Config, data: Data) -> models.Vision:

@@ -205,7 +205,7 @@ class Lab:
         saved = self.run.checkpoints.read(troubles.append)
         if saved is not None:
             state.load_state_dict(saved)
-            self.run.forget_after(state.step)
+        self.run.forget_from(state.epoch)  # without a checkpoint, too: then the fit starts again
         budget = self.settings.budget.of(epochs)
         total = budget.steps(state.per_epoch)
         firsts = [first.map(lambda t: t[:PROBED]) for first in firsts]
@@ -239,7 +239,7 @@ class Lab:
     def _roll_back(self) -> dict[str, Any] | None:
         saved = self.run.checkpoints.read(self.watch.say)
         if saved is not None:
-            self.run.forget_after(saved["step"])
+            self.run.forget_from(saved["epoch"])
         return saved
 
     def _score(self, module: nn.Module, learner: Learner, val: Source) -> Metrics:

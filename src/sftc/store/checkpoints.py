@@ -25,10 +25,15 @@ class _Hashing:
     def __init__(self, file: IO[bytes], digest: Any) -> None:
         self.file = file
         self.digest = digest
+        self.failed: BaseException | None = None
 
     def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
+        try:
+            self.digest.update(data)
+            return self.file.write(data)
+        except BaseException as e:
+            self.failed = e
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -86,8 +91,8 @@ class Checkpoints:
 def _save(state: dict[str, Any], file: _Hashing) -> None:
     try:
         torch.save(state, file)  # type: ignore[arg-type]
-    except RuntimeError as e:  # torch hides why a write failed
-        raise OSError(str(e.__cause__ or e).splitlines()[0]) from None
+    except RuntimeError as e:  # torch hides why: the disk is full, or a second signal ends the run here
+        raise file.failed or e.__context__ or e from None
 
 
 def _load(file: Path) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sftc.errors import Refused, Stopped
 
+TEMPORARY = ".*.tmp"  # files being written, as a pattern
+
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:

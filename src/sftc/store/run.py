@@ -17,7 +17,7 @@ from torch import Tensor
 from sftc.errors import Refused, Stopped, nearest
 from sftc.folders import free
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import appended, inner, plain, read_meta, read_tensors, write_tensors, write_text
+from sftc.store.files import TEMPORARY, appended, inner, plain, read_meta, read_tensors, write_tensors, write_text
 from sftc.store.lock import locked
 from sftc.types import Predictions
 
@@ -93,6 +93,11 @@ class Run:
     def hand_over(self, other: Run) -> None:
         """Give the lock to another object of the same run."""
         other._lock = self._lock.pop_all()
+
+    def tidy(self) -> None:
+        """Take away half-written files of a process that was killed. For who holds the lock."""
+        for file in self.path.rglob(TEMPORARY):
+            file.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -194,10 +199,10 @@ class Run:
                 out.append(json.loads(line))
         return out
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl that come after `step`: a resumed run writes them again."""
+    def forget_from(self, epoch: int) -> None:
+        """Drop the lines of metrics.jsonl from `epoch` on: a resumed run writes them again."""
         if (self.path / "metrics.jsonl").is_file():
-            kept = [r for r in self.rows() if r.get("step", 0) <= step]
+            kept = [r for r in self.rows() if r.get("epoch", 0) < epoch]
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     def write_weights(self, name: str, state: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:

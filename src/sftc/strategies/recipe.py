@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sftc.strategies.teachers import Taught
 
 AT_TEMPERATURE = ("soft", "decoupled", "correlation")  # terms that compare softened probabilities
-OF_TEAM = (*AT_TEMPERATURE, "mse")  # terms that hear all teachers as one
+OF_TEAM = (*AT_TEMPERATURE, "mean_squared")  # terms that hear all teachers as one
 
 
 class Recipe:

@@ -40,7 +40,7 @@ class Stopper:
         if self.caught is not None:
             return _by(self.caught)
         if self.max_minutes is not None and time.monotonic() - self.started >= self.max_minutes * 60:
-            return Stopped(f"max_minutes={self.max_minutes} is over; resume= goes on from here", OUT_OF_TIME)
+            return Stopped(f"max_minutes={self.max_minutes} is over", OUT_OF_TIME)
         return None
 
     @contextlib.contextmanager
@@ -77,4 +77,4 @@ class Stopper:
 
 
 def _by(number: int) -> Stopped:
-    return Stopped(f"stopped by {signal.Signals(number).name}; resume= goes on from here", 128 + number)
+    return Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)

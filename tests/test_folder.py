@@ -13,7 +13,7 @@ from PIL import Image
 
 from files import make, paint
 from sftc import data
-from sftc.data import folder
+from sftc.data import folder, pictures
 from sftc.errors import Refused
 
 CPU = torch.device("cpu")
@@ -95,17 +95,17 @@ def test_modes_become_rgb_without_warnings(tmp_path: Path):
     for i, mode in enumerate(("L", "RGBA", "P", "1", "CMYK", "LA")):
         path = tmp_path / f"{i}.{'tif' if mode == 'CMYK' else 'png'}"
         paint(path, i, mode=mode)
-        assert folder.decode(str(path), 12).shape == (12, 12, 3)
+        assert pictures.pixels(str(path), 12).shape == (12, 12, 3)
 
 
 def test_the_middle_square_is_resized(tmp_path: Path):
     pixels = np.zeros((20, 40, 3), dtype=np.uint8)
     pixels[:, 10:30] = 200, 40, 40  # the middle square
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (folder.decode(str(tmp_path / "a.png"), 10)[:, 1:-1] == [200, 40, 40]).all()
+    assert (pictures.pixels(str(tmp_path / "a.png"), 10)[:, 1:-1] == [200, 40, 40]).all()
     large = np.broadcast_to(np.uint8([200, 40, 40]), (200, 400, 3))
     Image.fromarray(np.ascontiguousarray(large)).save(tmp_path / "b.jpg")
-    assert np.abs(folder.decode(str(tmp_path / "b.jpg"), 5).astype(int) - [200, 40, 40]).max() < 6
+    assert np.abs(pictures.pixels(str(tmp_path / "b.jpg"), 5).astype(int) - [200, 40, 40]).max() < 6
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_workers_leave_signals_to_the_run(monkeypatch):
     monkeypatch.setattr(Rows5, "read", read)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        (said,) = sources.Streaming(Rows5(), 1, CPU).batches(torch.arange(2), [(0, 2)])
+        ((said, _),) = sources.Streaming(Rows5(), 1, CPU).batches(torch.arange(2), [(0, 2)])
     finally:
         signal.signal(signal.SIGTERM, before)
     assert said.tolist() == [True, True]
@@ -197,7 +197,7 @@ def test_workers_leave_signals_to_the_run(monkeypatch):
 
 def test_held_rows_are_found_by_their_numbers():
     held = sources.hold(Rows5(), torch.tensor([1, 4]), 0, CPU, CPU)
-    (raw,) = held.batches(torch.tensor([4, 1, 4]), [(0, 3)])
+    ((raw, _),) = held.batches(torch.tensor([4, 1, 4]), [(0, 3)])
     assert raw[:, 0, 0, 0].tolist() == [4, 1, 4]
 
 

@@ -76,6 +76,16 @@ def per_class(table: dict[str, dict[str, float]]) -> Table:
     return out
 
 
+def skipped(found: dict[str, Any]) -> list[str]:
+    """A line per split that lost rows: {split: {"of": rows, "rows": {path: why}}}."""
+    lines = []
+    for split, node in found.items():
+        named = [f"{path} ({why})" for path, why in node["rows"].items()]
+        more = f" and {len(named) - 3:,} more" if len(named) > 3 else ""
+        lines.append(f"{split}: skipped {len(named):,} of {node['of']:,} rows: {', '.join(named[:3])}{more}")
+    return lines
+
+
 def show(*things: Any) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for thing in things:
@@ -90,7 +100,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 def write_card(run: Run) -> None:
     """README.md of a run that has its result: what it is, how good, on what, and how to make it again."""
     about = run.environment
-    run.write_page("README.md", card(run, about["command"], about["notes"]))
+    run.write_page("README.md", card(run, about["command"], about["notes"] + skipped(run.skipped)))
 
 
 def card(run: Run, command: str, notes: list[str]) -> str:

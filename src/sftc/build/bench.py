@@ -94,7 +94,9 @@ class Bench:
         self.device.settle(parts.multiply_adds(first, data.shape) * cfg["batch_size"])
         parts.check_rows(first, data, cfg["batch_size"])
         # Read now what stays in memory: a broken picture leaves no folder, and where rows live is among the notes.
-        data.source("train", 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
+        for split in ("train", "val"):
+            data.source(split, 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
+        _ = data.fingerprint  # looks at every file, which may take minutes: before there is a folder
         stored = self._resolved(cfg, data, first)
         notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
         about = environment.describe(self.device, command, overrides) | {"notes": notes, "model": parts.origin(first)}

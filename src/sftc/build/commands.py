@@ -44,13 +44,14 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
         stack.callback(lab.run.unlock)
         about = lab.run.environment
         if not cfg["quiet"]:
-            report.show(*about["notes"])
+            report.show(*about["notes"], *report.skipped(lab.data.skipped))
         try:
             _tell(parts.strategy(settings), lab)
         except Refused:
             if old is None:  # what was refused before anything was learned leaves no folder
                 lab.run.discard()
             raise
+    report.show(*report.skipped(lab.run.skipped))
     if not cfg["quiet"]:
         result = lab.run.result
         beside = ["", report.team(result["team"], result["monitor"])] if "team" in result else []
@@ -103,7 +104,8 @@ def _tell(strategy: Strategy, lab: Lab) -> None:
             if not run.finished:  # a signal after that: all is kept, and must not be trained again
                 run.mark(state, error=text)
         if isinstance(e, Stopped):
-            raise Stopped(f"{e}; run folder {run.path}", e.code, e.state) from None
+            way = f"resume={run.path} goes on from here" if e.state == "stopped" else f"run folder {run.path}"
+            raise Stopped(f"{e}; {way}", e.code, e.state) from None
         raise
 
 
@@ -125,6 +127,7 @@ def evaluate(cfg: Config) -> None:
             raise Refused(f"split={split} is not there (data {data.name} has {', '.join(data.splits)})")
         _, metrics, classes = lab.measure(lab.restore(), split)
         known, remark = _stored_metrics(run, data, split) if not cfg.get("data") else (None, "")
+    report.show(*report.skipped(data.skipped))
     if cfg.get("quiet"):
         report.show(*(f"{name} {value:.6g}" for name, value in metrics.items()))
         return

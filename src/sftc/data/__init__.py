@@ -67,6 +67,7 @@ COMMON: dict[str, Any] = {
     "cache": "auto",
     "workers": None,
     "views": None,
+    "on_error": "fail",
     "augment": {},
 }
 
@@ -99,7 +100,7 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
     reader, own, common = _parse(spec)
     takes = inspect.signature(reader.open).parameters
     size = None if common["size"] == "auto" else int(common["size"])
-    given = {"root": common["root"], "download": common["download"], "size": size, "model_size": model_size}
+    given = {k: common[k] for k in ("root", "download", "on_error")} | {"size": size, "model_size": model_size}
     raw = reader.open(**own, **{k: v for k, v in given.items() if k in takes})
     if size is not None and "size" not in takes:
         raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
@@ -114,7 +115,7 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
         class_names=raw.class_names if numbers is None else [raw.class_names[i] for i in numbers],
         augment=Augment(**common["augment"]),
         notes=raw.notes,
-        **{k: common[k] for k in ("split_seed", "cache", "workers", "views")},
+        **{k: common[k] for k in ("split_seed", "cache", "workers", "views", "on_error")},
     )
     _check_built(data)
     data.class_weights = weights(common["class_weights"], data.class_counts, raw.kind, labelled)
@@ -140,6 +141,7 @@ def _check_common(reader: Reader, own: dict[str, Any], common: dict[str, Any], n
         raise Refused(f"data={name} needs no files: leave out data.root and data.download")
     if common["download"] and "download" not in takes:
         raise Refused(f"data={name} cannot be downloaded: leave out data.download, set data.root")
+    choose("data.on_error", common["on_error"], ("fail", "skip"))
     choose("data.cache", common["cache"], ("auto", "device", "host", "none"))
     size = common["size"]
     if size != "auto" and (not isinstance(size, int) or size < 1):

@@ -37,6 +37,16 @@ class Draw:
     def to(self, device: torch.device) -> Draw:
         return Draw({k: v.to(device) for k, v in self.tensors.items()}, self.op, self.value)
 
+    def unmixed(self, rows: Tensor) -> Draw:
+        """The same, but `rows` (bool [n]) keep all of themselves: their partner is no picture."""
+        alone = {"lam": 1, "blend": 1, "cut": 0}
+        fill = {
+            k: v.masked_fill(rows.view(-1, *[1] * (v.ndim - 1)), alone[k])
+            for k, v in self.tensors.items()
+            if k in alone
+        }
+        return Draw(self.tensors | fill, self.op, self.value)
+
     def __getitem__(self, rows: slice) -> Draw:
         op, value = self.op, self.value
         return Draw(

@@ -101,8 +101,11 @@ def _mnist(name: str, classes: list[str], root: str | None, download: bool, loca
 
     def table(split: str) -> Callable[[], Table]:
         def load() -> Table:
-            images = _read_idx(folder, _MNIST[f"{split}-images"])
-            return ArrayTable(images.unsqueeze(1), _read_idx(folder, _MNIST[f"{split}-labels"]).long())
+            images, labels = (_read_idx(folder, _MNIST[f"{split}-{what}"]) for what in ("images", "labels"))
+            if images.dim() != 3 or labels.shape != images.shape[:1]:
+                shapes = f"images {list(images.shape)}, labels {list(labels.shape)}"
+                raise Refused(f"the {split} files in {folder} do not belong together: {shapes}")
+            return ArrayTable(images.unsqueeze(1), labels.long())
 
         return load
 

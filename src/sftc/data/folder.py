@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sftc.data.pictures import Unreadable, extent, pixels, quiet, shown, unblocked
 from sftc.data.rows import Table, digest
+from sftc.data.skips import REMEDY, Lost, Skips
 from sftc.data.split import Raw
 from sftc.errors import Refused, nearest
 
@@ -24,10 +25,11 @@ _NATIVE = 64  # pictures up to this side are kept as they are
 _LARGE = 224
 _HASHED = 2 << 30  # a folder with more bytes is fingerprinted by names, sizes and a sample of its contents
 _SAMPLE = 1000
+_GREY = 128  # a picture that is skipped: about zero once the model has normalised it
 
 
 class FolderTable:
-    """Pictures on disk, decoded when read: RGB, the middle square, resized to `size` (bilinear, antialiased).
+    """Pictures on disk, decoded when read to uint8 RGB of `size`.
 
     Row numbers follow the sorted class names, then the sorted paths.
     """
@@ -45,9 +47,20 @@ class FolderTable:
     def path(self, row: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self.files[row])))
 
-    def read(self, rows: Tensor) -> Tensor:
-        pictures = [decode(self.path(row), self.shape[-1]) for row in rows.tolist()]
+    def read(self, rows: Tensor, lost: Lost | None = None) -> Tensor:
+        with quiet():
+            pictures = [self._picture(row, lost) for row in rows.tolist()]
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+    def _picture(self, row: int, lost: Lost | None) -> np.ndarray:
+        path, size = self.path(row), self.shape[-1]
+        try:
+            return pixels(path, size)
+        except Unreadable as why:
+            if lost is None:
+                raise _unreadable(path, why) from None
+            lost[row] = shown(path), str(why)
+            return np.full((size, size, 3), _GREY, np.uint8)
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -57,22 +70,8 @@ class FolderTable:
         return self._fingerprint
 
 
-def decode(path: str, size: int) -> np.ndarray:
-    """A picture as uint8 [size, size, 3]."""
-    try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (size, size))  # a large JPEG is decoded at the next larger half, quarter or eighth
-            if "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-            picture = picture.convert("RGB")
-            side = min(picture.size)
-            if picture.size != (size, size):
-                left, top = (picture.width - side) / 2, (picture.height - side) / 2
-                box = (left, top, left + side, top + side)
-                picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
-            return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(f"{path} cannot be read as a picture: {str(error).splitlines()[0]}") from None
+def _unreadable(path: str, why: Unreadable) -> Refused:
+    return Refused(f"{shown(path)} cannot be read as a picture: {why}; {REMEDY}")
 
 
 def locate(root: str | None) -> dict[str, Path]:
@@ -95,37 +94,52 @@ def locate(root: str | None) -> dict[str, Path]:
     return found
 
 
-def image_folder(*, root: str | None = None, size: int | None = None, model_size: int | None = None) -> Raw:
+def image_folder(
+    *, root: str | None = None, size: int | None = None, model_size: int | None = None, on_error: str = "fail"
+) -> Raw:
     """One folder per class, split by folders or by seed.
 
     Args:
         size: side of what batches hold. None: the pictures' own if all looked at are squares of one side up
             to 64, else `model_size`, the largest model input of the run, or 224; squares of one larger side
             are never blown up.
+        on_error: "skip" passes over pictures that cannot be read when it looks for the size.
     """
-    places = locate(root)
+    places = {split: folder.absolute() for split, folder in locate(root).items()}
     classes = class_folders(places["train"])
     for split, folder in places.items():
         _same_classes(classes, class_folders(folder), split)
-    files = list_files(places["train"], classes)
+    files = {split: list_files(folder, classes) for split, folder in places.items()}
     notes = []
     if size is None:
-        size, why = choose_size([os.path.join(places["train"], f) for f, _ in files], model_size)
+        looked = [os.path.join(places["train"], f) for f, _ in files["train"]]
+        size, why = choose_size(looked, model_size, skip=on_error == "skip")
         notes.append(why)
     side = size
 
     def table(split: str) -> Callable[[], Table]:
-        folder = places[split]
-        return lambda: FolderTable(folder, classes, side, files if split == "train" else list_files(folder, classes))
+        return lambda: FolderTable(places[split], classes, side, files[split])
 
     return Raw("classes", classes, {s: table(s) for s in places}, notes)
 
 
 def class_folders(folder: Path) -> list[str]:
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    names = sorted(e.name for e in _entries(folder) if _is_folder(e))
     if not names:
         raise Refused(f"{folder} holds no class folders (looked for {folder}/<class>/*.png)")
+    for name in names:
+        if not name.isprintable():
+            raise Refused(f"the class folder {folder}/{shown(name)} has a name that cannot be printed: rename it")
     return names
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden. Raises Refused: it cannot be looked into."""
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise Refused(f"the folder {shown(str(folder))} cannot be read: {error.strerror}") from None
 
 
 def _same_classes(train: list[str], other: list[str], split: str) -> None:
@@ -138,22 +152,65 @@ def _same_classes(train: list[str], other: list[str], split: str) -> None:
 def list_files(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     """Every picture below the class folders: (path relative to `folder`, class number)."""
     files: list[tuple[str, int]] = []
+    above = [_place(p) for p in (folder, *folder.resolve().parents)]
     for label, name in enumerate(classes):
-        found = []
-        for place, _, names in os.walk(folder / name, followlinks=True):
-            here = os.path.relpath(place, folder)
-            found += [os.path.join(here, n) for n in names if n.lower().endswith(EXTENSIONS) and n[0] != "."]
+        found = sorted(_pictures(os.path.join(folder, name), name, above))
         if not found:
-            raise Refused(f"the class folder {folder / name} holds no pictures ({' '.join(EXTENSIONS)}): remove it")
-        files += [(f, label) for f in sorted(found)]
+            extensions = " ".join(EXTENSIONS)
+            raise Refused(f"the class folder {folder / name} holds no pictures ({extensions}): remove it")
+        files += [(f, label) for f in found]
     return files
 
 
-def choose_size(paths: list[str], model_size: int | None) -> tuple[int, str]:
-    """Side of what batches hold, and the reason."""
+def _pictures(folder: str, name: str, above: list[tuple[int, int]]) -> Iterator[str]:
+    """Paths below `folder`, which are told to lie below `name`. Links are followed, but not back to a folder above."""
+    here = _place(folder)
+    if here in above:
+        return
+    for entry in _entries(folder):
+        inner = os.path.join(name, entry.name)
+        if _is_folder(entry):
+            yield from _pictures(entry.path, inner, [*above, here])
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield inner
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _place(folder: str | Path) -> tuple[int, int]:
+    """What a folder is, by whatever path it was reached."""
+    try:
+        stat = os.stat(folder)
+    except OSError as error:
+        raise Refused(f"the folder {shown(str(folder))} cannot be read: {error.strerror}") from None
+    return stat.st_dev, stat.st_ino
+
+
+def choose_size(paths: list[str], model_size: int | None, skip: bool = False) -> tuple[int, str]:
+    """Side of what batches hold, and the reason.
+
+    Args:
+        skip: pass over pictures that cannot be read, if they are not more than half of those looked at.
+
+    Raises:
+        Refused: one cannot be read, or too many.
+    """
     step = max(1, -(-len(paths) // _HEADERS))
     looked = paths[::step]
-    sizes = {_header(p) for p in looked}
+    sizes, lost = set(), Skips("train", len(looked))
+    with quiet():
+        for i, path in enumerate(looked):
+            try:
+                sizes.add(extent(path))
+            except Unreadable as why:
+                if not skip:
+                    raise _unreadable(path, why) from None
+                lost.add({i: (shown(path), str(why))})
     how = f"of {len(looked)} pictures looked at" if step > 1 else f"of all {len(looked)} pictures"
     width, height = next(iter(sizes))
     if len(sizes) == 1 and width == height:
@@ -168,31 +225,41 @@ def choose_size(paths: list[str], model_size: int | None) -> tuple[int, str]:
     )
 
 
-def _header(path: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(f"{path} cannot be read as a picture: {str(error).splitlines()[0]}") from None
-
-
 def _content(paths: list[str]) -> str:
-    """A hash of the files' bytes, remembered between runs by (path, size, time of change)."""
-    stats = [(p, (s := os.stat(p)).st_size, s.st_mtime_ns) for p in paths]
+    """A hash of the files' bytes, remembered between runs by (path, size, time of change).
+
+    A file that is gone or cannot be opened counts as such: whether that matters is for the reading to say.
+    """
+    stats = [(os.path.abspath(path), *_stat(path)) for path in paths]
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftc" / "fingerprints"
-    memo = base / digest([(os.path.abspath(p), *rest) for p, *rest in stats])
+    memo = base / digest(stats)
     try:
         return memo.read_text()
     except OSError:
         pass
-    sizes = [s for _, s, _ in stats]
+    sizes = [size for _, size, _ in stats]
     step = 1 if sum(sizes) <= _HASHED else max(1, len(paths) // _SAMPLE)
     h = hashlib.blake2b(repr(sizes).encode(), digest_size=16)
+    whole = True
     for path in paths[::step]:
-        with open(path, "rb") as file:
-            h.update(hashlib.file_digest(file, "blake2b").digest())
-    _remember(memo, h.hexdigest())
+        try:
+            with open(path, "rb", opener=unblocked) as file:
+                h.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError:
+            h.update(b"unreadable")
+            whole = False
+    if whole:
+        _remember(memo, h.hexdigest())
     return h.hexdigest()
+
+
+def _stat(path: str) -> tuple[int, int]:
+    """Bytes and time of change; -1 for a file that is gone."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _remember(memo: Path, text: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sftc.data import source as sources
 from sftc.data.augment import VERSION, Augment
+from sftc.data.skips import Lost, Skips
 from sftc.errors import Refused, choose
 from sftc.types import Source
 
@@ -23,8 +24,15 @@ class Table(Protocol):
     shape: tuple[int, ...]  # of one row: (C, H, W) or (D,)
     nbytes: int  # of all rows, decoded
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Row numbers [k] -> uint8 [k, C, H, W] or float32 [k, D], on the CPU."""
+    def read(self, rows: Tensor, lost: Lost | None = None) -> Tensor:
+        """Row numbers [k] -> uint8 [k, C, H, W] or float32 [k, D], on the CPU.
+
+        Args:
+            lost: takes the rows that cannot be read, and why; what is returned in their place says nothing.
+
+        Raises:
+            Refused: a row cannot be read, and there is no `lost`.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -42,7 +50,7 @@ class ArrayTable:
         self.nbytes = inputs.numel() * inputs.element_size()
         self._fingerprint: str | None = None
 
-    def read(self, rows: Tensor) -> Tensor:
+    def read(self, rows: Tensor, lost: Lost | None = None) -> Tensor:
         return self.inputs.index_select(0, rows)
 
     def fingerprint(self) -> str:
@@ -115,6 +123,7 @@ class Data:
         target_mean, target_std: [K] over the labelled training rows for "values", else None.
         input_mean, input_std: [D] for tables (None for images): what sources standardise inputs by. A run
             evaluated on another data set sets them to those it was trained with, before the first `source`.
+        skipped: rows that could not be read so far.
         notes: choices that were made and why, one line each; sources add theirs.
     """
 
@@ -130,17 +139,19 @@ class Data:
         cache: str = "auto",
         workers: int | None = None,
         views: int | None = None,
+        on_error: str = "fail",
         notes: list[str] | None = None,
     ) -> None:
         self.name, self.kind, self.class_names, self.splits = name, kind, class_names, splits
         self.augment, self.split_seed, self.views = augment, split_seed, views
-        self.cache, self.workers = cache, workers
+        self.cache, self.workers, self.on_error = cache, workers, on_error
         self.notes = [] if notes is None else notes
         train = splits["train"]
         self.shape = tuple(train.table.shape)
         self.channels = self.shape[0]
         self.out_dim = len(class_names)
         self.class_weights: Tensor | None = None
+        self._skips: dict[str, Skips] = {}
         self._held: dict[tuple[str, str], sources.Resident] = {}
         self._fingerprint: str | None = None
         self._measure(train.table, train.rows, train.target[train.rows])
@@ -163,6 +174,11 @@ class Data:
             parts = [self.splits[s].fingerprint() for s in ("train", "val")]
             self._fingerprint = digest(*parts, self.kind, self.class_names, self.split_seed, VERSION)
         return self._fingerprint
+
+    @property
+    def skipped(self) -> dict[str, Any]:
+        """What could not be read so far under data.on_error=skip: {split: {"of": rows, "rows": {path: why}}}."""
+        return {split: skips.plain() for split, skips in self._skips.items() if skips.found}
 
     def source(
         self,
@@ -230,13 +246,16 @@ class Data:
         note = f"{part.name}: {why}"
         if note not in self.notes:
             self.notes.append(note)
+        skips = None
+        if self.on_error == "skip":
+            skips = self._skips.setdefault(part.name, Skips(part.name, len(rows)))
         if where == "none":
-            return sources.Streaming(table, self.workers, device)
+            return sources.Streaming(table, self.workers, device, skips)
         home = device if where == "device" else torch.device("cpu")
         if inputs is not None and home.type == "cpu":
             held = sources.Resident(inputs, None, device)
         else:
-            held = sources.hold(table, rows, self.workers, home, device)
+            held = sources.hold(table, rows, self.workers, home, device, skips)
         self._held[key] = held
         return held
 

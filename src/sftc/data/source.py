@@ -8,33 +8,28 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sftc.data import random
 from sftc.data.augment import Augment, Draw
-from sftc.errors import Refused
+from sftc.data.skips import Skips
+from sftc.data.workers import Died, Readable, Reads, alive, quiet
+from sftc.errors import Refused, Stopped
 from sftc.types import Batch, Partner
+
+Raw = tuple[Tensor, Tensor | None]  # rows as they were read, and which of them could not be: bool [k], None for none
 
 _COPY = 1_000_003  # views of the copies of a row that stands in `rows` more than once lie this far apart
 _DRAW_ROWS = 8192  # rows whose parameters are drawn at once: numpy's overhead vanishes, memory stays small
 _WORTH_WORKERS = 64_000_000  # bytes of decoded rows, about the second or two that workers take to pay off
-
-
-class Readable(Protocol):
-    """The part of a table that fetching needs."""
-
-    shape: tuple[int, ...]
-
-    def read(self, rows: Tensor) -> Tensor: ...
 
 
 class Plan:
@@ -120,12 +115,18 @@ class Batches:
         target = self._target.index_select(0, on_device)
         draws = self._draws(index.numpy(), view.numpy(), bounds)
         raws = self.reader.batches(index, bounds)
-        for (a, b), raw in zip(bounds, raws, strict=True):
+        for (a, b), (raw, lost) in zip(bounds, raws, strict=True):
             if self._moments is not None:
                 raw = (raw - self._moments[0]) / self._moments[1]
             batch = Batch(raw, target[a:b], on_device[a:b], views[a:b])
+            if lost is not None:
+                lost = lost.to(self.device)
+                batch.weight = (~lost).float()
             if self.augment is not None:
-                batch.inputs, lam = self.augment.apply(raw, next(draws))
+                draw = next(draws)
+                if lost is not None:
+                    draw = draw.unmixed(lost.flip(0))
+                batch.inputs, lam = self.augment.apply(raw, draw)
                 batch.partner = None if lam is None else _mirrored(batch, lam)
             yield batch
 
@@ -150,14 +151,16 @@ def _mirrored(batch: Batch, lam: Tensor) -> Partner:
 class Resident:
     """Rows held in memory, as uint8 or float32, and gathered by index."""
 
-    def __init__(self, inputs: Tensor, slot: Tensor | None, device: torch.device) -> None:
+    def __init__(self, inputs: Tensor, slot: Tensor | None, device: torch.device, lost: Tensor | None = None) -> None:
         self.inputs = inputs
         self.slot = slot  # source row number -> position in inputs; None: they are the same
+        self.lost = lost  # bool, by source row number: could not be read; None: all could
         self.device = device
         self.shape = tuple(inputs.shape[1:])
         self.name = "device" if inputs.device == device and device.type != "cpu" else "host"
 
-    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Raw]:
+        lost = None if self.lost is None else self.lost[index]
         at = index if self.slot is None else self.slot[index]
         at = at.to(self.inputs.device)
         moves = self.inputs.device != self.device
@@ -166,35 +169,59 @@ class Resident:
             raw = self.inputs.index_select(0, at[a:b])
             if moves:
                 raw = (raw.pin_memory() if pin else raw).to(self.device, non_blocking=pin)
-            yield raw
+            yield raw, lost[a:b] if lost is not None and lost[a:b].any() else None
 
 
 class Streaming:
-    """Rows read when they are needed, by worker processes that only read, decode and resize."""
+    """Rows read when they are needed, by worker processes that only read, decode and resize.
+
+    A worker that dies is replaced, once in an epoch: what it should have read is read again.
+
+    Args:
+        skips: notes the rows that cannot be read; None: they are refused.
+    """
 
     name = "none"
 
-    def __init__(self, table: Readable, workers: int | None, device: torch.device) -> None:
-        self.table, self.workers, self.device = table, workers, device
+    def __init__(self, table: Readable, workers: int | None, device: torch.device, skips: Skips | None = None) -> None:
+        self.table, self.workers, self.device, self.skips = table, workers, device, skips
         self.shape = tuple(table.shape)
 
-    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Raw]:
+        done = 0
+        for last in (False, True):
+            try:
+                for batch in self._read(index, bounds[done:]):
+                    done += 1
+                    yield batch
+                return
+            except Died as death:
+                if last:
+                    raise Stopped(f"{death}, twice; if memory ran out, lower data.workers", 1, "failed") from None
+                print(f"{death}; it is replaced, and nothing is lost", file=sys.stderr, flush=True)
+
+    def _read(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Raw]:
         pin = _pins(self.device)
         # Row numbers go to the workers as arrays: a tensor's memory would be moved, in place, to where
         # processes share it, and whoever still looks at the old place would read rubbish.
+        asked = [index.numpy()[a:b] for a, b in bounds]
         loader = DataLoader(
-            _Reads(self.table),
+            Reads(self.table, self.skips is not None),
             batch_size=None,
-            sampler=[index.numpy()[a:b] for a, b in bounds],  # type: ignore[arg-type]
+            sampler=asked,  # type: ignore[arg-type]
             num_workers=self._processes(bounds[-1][1] - bounds[0][0]),
             pin_memory=pin,
-            worker_init_fn=_quiet,
+            worker_init_fn=quiet,
             generator=torch.Generator(),  # else the loader would draw its base seed from the global one
         )
-        for raw in loader:
+        for rows, raw in zip(asked, alive(loader), strict=True):
             if isinstance(raw, str):
                 raise Refused(raw)
-            yield raw.to(self.device, non_blocking=pin)
+            inputs, lost = raw
+            if lost and self.skips is not None:
+                self.skips.add({row: (path, why) for row, (path, why) in lost.items()})
+            mask = torch.from_numpy(np.isin(rows, list(lost))) if lost else None
+            yield inputs.to(self.device, non_blocking=pin), mask
 
     def _processes(self, rows: int) -> int:
         """Those asked for, else one per core up to four, or none for so little that starting them takes longer."""
@@ -206,43 +233,34 @@ class Streaming:
         return min(4, cores)
 
 
-class _Reads(Dataset):
-    """Row numbers in, raw rows out; a refusal comes as text, since workers bury messages in tracebacks."""
-
-    def __init__(self, table: Readable) -> None:
-        self.table = table
-
-    def __getitem__(self, rows: np.ndarray) -> Tensor | str:  # type: ignore[override]
-        try:
-            return self.table.read(torch.from_numpy(rows))
-        except Refused as error:
-            return str(error)
-
-
-def _quiet(_worker: int) -> None:
-    # A forked worker inherits the run's handlers, but only the run itself shall answer. Ctrl-C and a batch queue signal
-    # all its processes: who died of that would take the step under way with him. A second SIGTERM is the run's own.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-
-
 def _pins(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")
 
 
-def hold(table: Readable, rows: Tensor, workers: int | None, home: torch.device, device: torch.device) -> Resident:
+def hold(
+    table: Readable,
+    rows: Tensor,
+    workers: int | None,
+    home: torch.device,
+    device: torch.device,
+    skips: Skips | None = None,
+) -> Resident:
     """Read `rows` once and keep them on `home`."""
     held: Tensor | None = None
     bounds = [(a, min(a + 256, len(rows))) for a in range(0, len(rows), 256)]
-    reads = Streaming(table, workers if not hasattr(table, "inputs") else 0, torch.device("cpu"))
-    for (a, b), raw in zip(bounds, reads.batches(rows, bounds), strict=True):
+    reads = Streaming(table, workers if not hasattr(table, "inputs") else 0, torch.device("cpu"), skips)
+    for (a, b), (raw, _) in zip(bounds, reads.batches(rows, bounds), strict=True):
         if held is None:
             held = torch.empty((len(rows), *raw.shape[1:]), dtype=raw.dtype, device=home)
         held[a:b] = raw.to(home)
     assert held is not None
     slot = torch.full((int(rows.max()) + 1,), -1)
     slot[rows] = torch.arange(len(rows))
-    return Resident(held, slot, device)
+    lost = None
+    if skips is not None and skips.found:
+        lost = torch.zeros_like(slot, dtype=torch.bool)
+        lost[list(skips.found)] = True
+    return Resident(held, slot, device, lost)
 
 
 def place(nbytes: int, cache: str, device: torch.device, free_bytes: int | None, *, in_memory: bool) -> tuple[str, str]:

@@ -121,6 +121,24 @@ def relabelled(target: Tensor, rows: Tensor, kind: str, numbers: list[int] | Non
     return target.clamp(min=-1), rows
 
 
+def _check_targets(name: str, table: Table, raw: Raw) -> None:
+    """Raises Refused: a row has a target that the data set cannot have."""
+    target = table.target
+    if raw.kind == "classes":
+        wrong, may = (
+            (target < -1) | (target >= len(raw.class_names)),
+            f"one of {len(raw.class_names)} classes from 0 on",
+        )
+    elif raw.kind == "labels":
+        wrong, may = ~((target == 0) | (target == 1) | target.isnan()), "0, 1 or unknown"
+    else:
+        wrong, may = target.isinf(), "finite or unknown"
+    if wrong.any():
+        at = wrong.nonzero()[0].tolist()
+        value, n = target[tuple(at)].item(), int(wrong.sum())
+        raise Refused(f"the {name} split has {n} targets out of range: row {at[0]} says {value:g}, which is not {may}")
+
+
 def splits(
     raw: Raw,
     *,
@@ -137,6 +155,7 @@ def splits(
     Carving comes before classes and limit: those never move a row from one split to another.
     """
     train = raw.tables["train"]()
+    _check_targets("train", train, raw)
     rows = {"train": torch.arange(len(train.target))}
     if len(train.target) == 0:
         raise Refused("the train split has no rows")
@@ -153,6 +172,8 @@ def splits(
 
     def load(name: str) -> tuple[Table, Tensor, Tensor]:
         table = train if name in rows else raw.tables[name]()
+        if name not in rows:
+            _check_targets(name, table, raw)
         mine = rows[name] if name in rows else torch.arange(len(table.target))
         target, mine = relabelled(table.target, mine, raw.kind, numbers, len(raw.class_names))
         mine = limited(mine, target, limit if name == "train" else eval_limit, split_seed)

@@ -221,7 +221,7 @@ class Lab:
                     care=self.settings.care,
                     score=lambda i, module: self._score(module, students[i], pairs[students[i].source][1]),
                     log=lambda row: self._log(row | _told(state.objective, firsts, row["step"] / max(1, total))),
-                    save=self.run.checkpoints.write,
+                    save=self._save,
                     load=self._roll_back,
                     stop=self.stop,
                     tick=self.watch.tick,
@@ -248,6 +248,10 @@ class Lab:
             meter = Agreement(meter, learner.task, learner.reference)
         loop.predict(module, val, learner.task, self.device, meter, keep=False, stop=self.stop)
         return meter.compute()
+
+    def _save(self, state: dict[str, Any]) -> None:
+        self.run.add_skipped(self.data.skipped)  # first: who goes on from this state does not meet these rows again
+        self.run.checkpoints.write(state)
 
     def _log(self, row: dict[str, Any]) -> None:
         self.run.log(row)

@@ -37,6 +37,7 @@ def keep(lab: Lab, fitted: Fitted, more: More) -> None:
         model.load_state_dict(fitted.last_state)
         last["test"] = lab.measure(model, "test")[1]
         model.load_state_dict(state)
+    run.add_skipped(data.skipped)
     run.write_result(
         {
             "monitor": task.monitor,

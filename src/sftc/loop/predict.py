@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sftc.device import Device
-from sftc.types import Predictions, Source
+from sftc.types import Batch, Predictions, Source
 
 
 @torch.no_grad()
@@ -16,6 +16,8 @@ def predict(
     model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True, stop: Any = None
 ) -> Predictions:
     """Scores of every row of a source, in its order; a meter sees the logits as they pass.
+
+    Rows of weight 0, which could not be read, are left out.
 
     Args:
         stop: asked between batches; what it returns is raised.
@@ -34,7 +36,7 @@ def predict(
             if meter is not None:
                 meter.update(logits, batch.target, batch.weight)
             if keep:
-                s, t, r = task.flat(logits, batch.target, batch.index)
+                s, t, r = task.flat(*_counting(batch, logits))
                 scores.append(s.float().cpu())
                 targets.append(t.cpu())
                 rows.append(r.cpu())
@@ -47,3 +49,11 @@ def predict(
         empty = torch.empty(0)
         return Predictions(empty, empty, empty.long())
     return Predictions(torch.cat(scores), torch.cat(targets), torch.cat(rows))
+
+
+def _counting(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and row numbers of the rows that count."""
+    if batch.weight is None:
+        return logits, batch.target, batch.index
+    keep = batch.weight.reshape(len(batch), -1).any(1)
+    return logits[keep], batch.target[keep], batch.index[keep]

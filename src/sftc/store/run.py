@@ -205,6 +205,21 @@ class Run:
             kept = [r for r in self.rows() if r.get("epoch", 0) < epoch]
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
+    @property
+    def skipped(self) -> dict[str, Any]:
+        """skipped.json, {split: {"of": rows, "rows": {path: why}}}: what could not be read, and was left out."""
+        return self._json("skipped.json") or {}
+
+    def add_skipped(self, found: Mapping[str, Any]) -> None:
+        """Add to skipped.json; what an earlier sitting found stays."""
+        before = self.skipped
+        after = dict(before)
+        for split, node in found.items():
+            rows = {**before.get(split, {"rows": {}})["rows"], **node["rows"]}
+            after[split] = {"of": node["of"], "rows": dict(sorted(rows.items()))}
+        if after != before:
+            self.write_json("skipped.json", after)
+
     def write_weights(self, name: str, state: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
         """`name` is model (best on validation) or last."""
         write_tensors(self.path / f"{name}.safetensors", state, meta)

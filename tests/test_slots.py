@@ -143,7 +143,7 @@ def test_a_model_of_the_user_inherits_its_teacher_or_names_it(dirs):
 # -- mistakes -----------------------------------------------------------------------------------------------
 
 MISTAKES = [
-    (["model@strategy.teacher=mpl"], "there is no model@strategy.teacher=mpl; did you mean 'mlp'? (one of: conv"),
+    (["model@strategy.teacher=mpl"], "there is no model@strategy.teacher=mpl; did you mean 'mlp'? (one of: "),
     (["model@strategy.teacher=_timm"], "shared part, not an option (sftc ls model)"),
     (["model@strategy.teacher=null"], "write model@strategy.teacher=none"),
     (["~model@strategy.teacher"], "write model@strategy.teacher=none"),
@@ -163,7 +163,7 @@ MISTAKES = [
     (["+strategy.teacher.foo=1"], "nothing reads 'strategy.teacher.foo'"),
     (["~strategy.teacher.hidden"], "cannot be taken away"),
     (["strategy.teacher.pretrained=flase"], "did you mean 'false'?"),
-    (["strategy.peer.hidden=[3]"], "choose model@strategy.peer=... first (one of: conv"),
+    (["strategy.peer.hidden=[3]"], "choose model@strategy.peer=... first (one of: "),
     (["+strategy.peer.hidden=[3]"], "strategy.peer has keys, but no option to set them in"),
     (["model@strategy.peer=mpl", "strategy.peer.hidden=[3]"], "no model@strategy.peer=mpl; did you mean 'mlp'?"),
     (["experiment=wrong"], "there is no model@strategy.teacher=mlpp; did you mean 'mlp'?"),
@@ -171,7 +171,7 @@ MISTAKES = [
     (["-m", "model@strategy.teacher=mlp,mpl"], "did you mean 'mlp'?"),
     (["-m", "strategy=duo,plain", "model@strategy.teacher=mlp"], "strategy=plain has no teacher"),
     (["-m", "model@strategy.teacher=mlp,linear", "strategy.teacher.hidden=[3]"], "teacher=linear; model@strategy."),
-    (["strategy.models=[mlp,mpl]"], "strategy.models: there is no model=mpl; did you mean 'mlp'? (one of: conv"),
+    (["strategy.models=[mlp,mpl]"], "strategy.models: there is no model=mpl; did you mean 'mlp'? (one of: "),
     (["strategy.models=[_timm]"], "there is no model=_timm"),
     (["strategy.models=mlp"], "strategy.models=mlp is not a list of names of models (a team)"),
     (["strategy.models=[3]"], "is not a list of names of models"),

@@ -529,7 +529,7 @@ def test_who_waits_can_be_stopped(here, tmp_path):
     def hold() -> None:
         with locked(folder):
             (tmp_path / "held").touch()
-            time.sleep(60)
+            time.sleep(20)
 
     (folder,) = here.home.glob("answers/*")
     pid = child(hold)

@@ -137,7 +137,7 @@ def test_a_cold_start_is_stopped_once_it_trains_and_goes_on(tmp_path):
     for line in process.stdout:
         if line.startswith("epoch 3"):
             break
-    assert "resume=" in stopped(process, signal.SIGTERM)
+    assert "resume=run goes on" in stopped(process, signal.SIGTERM)
     run = Run(tmp_path / "run")
     assert run.status["state"] == "stopped"
     assert wait(start(run.path, Case("the same command", tuple(run.environment["overrides"])))) == 0

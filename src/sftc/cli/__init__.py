@@ -7,10 +7,9 @@ prints one line and leaves no folder.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sftc.cli import conf, options
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     command, rest = args[0], args[1:]
     name = f"sftc {command}" if command in (*COMMANDS, "ls") else "sftc"
     try:
-        with _hydra_raises(), _terminable():
+        with _hydra_raises():
             return _dispatch(command, rest)
     except Refused as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -137,24 +136,6 @@ def _may_resume(line: Line) -> None:
         raise Refused(f"resume={run} goes on with the settings stored there; leave out {' '.join(others)}")
     if not (Path(run.strip("'\"")) / "config.yaml").is_file():
         raise Refused(f"resume={run}: there is no run (no config.yaml in it)")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends us like Ctrl-C does, with folders that nothing came of taken away, until a run listens itself."""
-
-    def stop(number: int, frame: object) -> None:
-        os.write(2, b"sftc: stopped by SIGTERM\n")
-        raise SystemExit(128 + number)  # no Exception, which an import that may fail would pass over
-
-    before = None
-    with suppress(ValueError):  # signal works in the main thread only
-        before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

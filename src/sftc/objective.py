@@ -73,6 +73,7 @@ class Learner:
         reference: [n, C] scores somebody else gives its validation rows, in their order: agreement with them is logged.
         settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
         beside: constants written into every row of its log, such as what its teachers reach.
+        seed: of its dropout, where it is not the fit's: the same whoever learns beside it.
         name: prefixes what it logs when there is more than one.
     """
 
@@ -89,6 +90,7 @@ class Learner:
         reference: Tensor | None = None,
         settings: Any = None,
         beside: Metrics | None = None,
+        seed: int | None = None,
         name: str = "student",
     ) -> None:
         self.student = student
@@ -101,6 +103,7 @@ class Learner:
         self.reference = reference
         self.settings = settings
         self.beside = dict(beside or {})
+        self.seed = seed
         self.name = name
         for term_name, term in self.terms.items():
             lacking = term.needs - {"target"} - task.offers
@@ -134,11 +137,15 @@ class Objective(nn.Module):
     def _label(self, learner: Learner, name: str) -> str:
         return name if len(self.learners) == 1 else f"{learner.name}/{name}"
 
+    def _seed(self, i: int) -> tuple[int, int]:
+        own = self.learners[i].seed
+        return (self.seed, i) if own is None else (own, 0)
+
     def _outs(self, batches: Sequence[Batch], step: int, micro: int) -> list[Out]:
         outs = []
         for i, learner in enumerate(self.learners):
             # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
-            self.device.reseed(mix(self.seed, i, step, micro))
+            self.device.reseed(mix(*self._seed(i), step, micro))
             with self.device.autocast():
                 out = self._tapped[i](self.device.inputs(batches[learner.source].inputs))
             outs.append(Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}))
@@ -168,7 +175,7 @@ class Objective(nn.Module):
             views = self._views(batches, 0.0, 0, 0)
             for i, (learner, view) in enumerate(zip(self.learners, views, strict=True)):
                 for j, (name, term) in enumerate(learner.terms.items()):
-                    self.device.reseed(mix(self.seed, i, j))
+                    self.device.reseed(mix(*self._seed(i), j))
                     term.prepare(view)
                     term.to(self.device.torch)
                     self._dims[learner.name, name] = term(view).ndim

@@ -72,6 +72,7 @@ class Bench:
             build=parts.once(first, parts.make_model(cfg["model"], data, began)),
             settings=parts.settings(cfg),
             seed=cfg["seed"],
+            data_seed=cfg.get("data_seed"),
             rows=rows,
             watch=self.watch,
             stop=self.stop,

@@ -36,6 +36,8 @@ class Lab:
     Args:
         data: read already, or a function that reads it.
         facts: what the model knows of its data (classes, shape, scaling); the data itself by default.
+        seed: decides first weights and dropout.
+        data_seed: decides order and augmentation; the same by default.
         build: () -> a fresh model, which carries its `facts`.
         open: run folder -> the Lab of that finished run.
         fork: (name, seed=, rows=, **groups) -> the Lab of a member run with its own true config.
@@ -55,6 +57,7 @@ class Lab:
         build: Callable[[], nn.Module],
         settings: Settings,
         seed: int = 0,
+        data_seed: int | None = None,
         rows: Tensor | None = None,
         watch: Watch | None = None,
         stop: Stopper | None = None,
@@ -69,6 +72,7 @@ class Lab:
         self.device = device
         self.settings = settings
         self.seed = seed
+        self.data_seed = seed if data_seed is None else data_seed
         self.rows = rows
         self.watch = watch or Watch()
         self.stop = stop or Stopper()
@@ -150,7 +154,7 @@ class Lab:
             split,
             s.batch_size if train else s.eval_batch_size,
             train=train,
-            seed=self.seed,
+            seed=self.data_seed,
             device=self.device.torch,
             rows=rows,
             free_bytes=self.device.free_bytes(),
@@ -162,7 +166,7 @@ class Lab:
             split,
             self.settings.eval_batch_size,
             train=True,
-            seed=self.seed,
+            seed=self.data_seed,
             device=self.device.torch,
             free_bytes=self.device.free_bytes(),
             view=view,
@@ -171,7 +175,7 @@ class Lab:
     def learner(self, student: nn.Module, **more: Any) -> Learner:
         """A learner of this lab's task, with the penalties, optimizer and schedule of its config."""
         s = self.settings
-        more = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, **more}
+        more = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, "seed": self.seed, **more}
         return Learner(student, **more)
 
     def fit(

@@ -175,8 +175,8 @@ class Lab:
     def learner(self, student: nn.Module, **more: Any) -> Learner:
         """A learner of this lab's task, with the penalties, optimizer and schedule of its config."""
         s = self.settings
-        more = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, "seed": self.seed, **more}
-        return Learner(student, **more)
+        own = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, "seed": self.seed}
+        return Learner(student, **{**own, **more})
 
     def fit(
         self,

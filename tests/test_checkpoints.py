@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import zlib
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(kept):
     assert kept.read() is None
     for step in (1, 2, 30):
         kept.write(state(step))
-    assert [int(p.name[:10]) for p in kept.files()] == [30, 2]
+    assert [p.name.rsplit("-", 1)[0] for p in kept.files()] == ["0000000003-30", "0000000002-2"]
     assert kept.read()["step"] == 30
     assert torch.equal(kept.read()["weights"]["w"], torch.full((50,), 30.0))
 
@@ -73,17 +73,49 @@ def test_a_state_with_code_is_not_executed(kept, tmp_path):
     kept.folder.mkdir()
     torch.save({"step": 1, "x": Bomb()}, tmp_path / "x.pt")
     content = (tmp_path / "x.pt").read_bytes()
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    (kept.folder / f"0000000001-{digest}.pt").write_bytes(content)
+    (kept.folder / f"0000000001-1-{zlib.crc32(content):08x}.pt").write_bytes(content)
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(Refused):
         kept.read()
     assert not (tmp_path / "boom").exists()
 
 
-def test_the_same_state_twice_is_one_file(kept):
+def test_the_last_written_is_the_newest_whatever_the_clock_and_the_step_say(kept):
+    for step, value in ((7, 1.0), (7, 2.0), (3, 3.0)):
+        kept.write({"step": step, "w": torch.tensor(value)})
+        os.utime(kept.files()[0], (2e9 - 1e8 * value, 2e9 - 1e8 * value))  # the clock goes backwards
+    assert [p.name.rsplit("-", 1)[0] for p in kept.files()] == ["0000000003-3", "0000000002-7"]
+    assert kept.read()["w"] == 3
+
+
+def test_a_wrong_byte_anywhere_is_seen(kept):
+    kept.write({"step": 1})
+    (file,) = kept.files()
+    content = file.read_bytes()
+    for i in range(0, len(content), 7):
+        file.write_bytes(content[:i] + bytes([content[i] ^ 0x10]) + content[i + 1 :])
+        with pytest.raises(Refused):
+            kept.read(lambda line: None)
+    file.write_bytes(content)
+    assert kept.read()["step"] == 1
+
+
+def test_what_is_passed_over_does_not_crowd_out_what_is_whole(kept):
+    for step in (1, 2):
+        kept.write(state(step))
+    kept.files()[0].write_bytes(b"torn")
+    again = Checkpoints(kept.folder)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert again.read()["step"] == 1
+    again.write(state(3))
+    assert [torch.load(p, weights_only=True)["step"] for p in again.files()] == [3, 1]
+
+
+def test_what_a_kill_left_half_written_goes_with_the_rest(kept):
     kept.write(state(1))
-    kept.write(state(1))
-    assert len(kept.files()) == 1
+    (kept.folder / ".new.4711.0a1b2c.tmp").write_bytes(b"half")
+    (kept.folder / "mine.tmp").write_bytes(b"somebody's")
+    kept.drop()
+    assert [p.name for p in kept.folder.iterdir()] == ["mine.tmp"]
 
 
 def test_dropping_leaves_no_folder(kept):

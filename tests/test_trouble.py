@@ -181,6 +181,21 @@ def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("ema", [(), ("ema=0.9",)])
+def test_the_best_is_written_once_where_it_is_also_the_latest(ema, tmp_path):
+    home = lab(tmp_path / "a", *ema)
+    fit(home, home.model())
+    state = home.run.checkpoints.read()
+    assert state is not None
+    (trainee,) = state["trainees"]
+    assert trainee["best"]["step"] == state["step"], "the last epoch of so short a fit is its best"
+    latest = {k.removeprefix("students.0."): v for k, v in state["objective"].items()}
+    for k, v in trainee["best_state"].items():
+        other = trainee["ema"][k] if ema else latest[k]
+        assert torch.equal(other, v)
+        assert other.data_ptr() == v.data_ptr(), "one place in the file"
+
+
 def test_an_ended_fit_is_kept_without_its_optimizer(tmp_path):
     home = lab(tmp_path / "a")
     first = fit(home, home.model())

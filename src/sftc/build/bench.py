@@ -124,7 +124,6 @@ class Bench:
         return self._go_on(run)
 
     def _go_on(self, run: Run) -> Lab:
-        run.tidy()
         cfg = stored_config(run)
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:

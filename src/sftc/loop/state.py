@@ -131,7 +131,7 @@ class Trainee:
     def state_dict(self) -> dict[str, Any]:
         return {
             "schedule": self.schedule.state_dict(),
-            "ema": None if self.ema is None else {k: v.detach().cpu() for k, v in self.ema.module.state_dict().items()},
+            "ema": None if self.ema is None else _on_host(self.ema.module),
             "best": self.best,
             "best_state": self.best_state,
             "last": self.last,
@@ -179,6 +179,11 @@ def host_state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
 
 
+def _on_host(module: nn.Module) -> dict[str, Tensor]:
+    """No copies where it is there already: like the optimizer's, this is written before the next step changes it."""
+    return {k: v.detach().cpu() for k, v in module.state_dict().items()}
+
+
 class Fit:
     """The whole state of a training, in one object that can be written and read back."""
 
@@ -199,12 +204,18 @@ class Fit:
         """Plain types and tensors. A fit that has ended needs its optimizers no more."""
         scaler = self.objective.device.scaler
         trainees = [t.state_dict() for t in self.trainees]
-        for t, state in zip(self.trainees, trainees, strict=True):
+        objective = _on_host(self.objective)
+        for i, (t, state) in enumerate(zip(self.trainees, trainees, strict=True)):
             if not self.ended:
                 state["optimizer"] = t.optimizer.state_dict()
+            if t.best is not None and t.best["step"] == self.step:
+                # What was just judged the best is in there twice: the same tensors, so it is written once.
+                if t.ema is None:
+                    objective |= {f"students.{i}.{k}": v for k, v in t.best_state.items()}
+                else:
+                    state["ema"] = t.best_state
         return {
-            # No copies: like the optimizer's, this state is written before the next step changes it.
-            "objective": {k: v.detach().cpu() for k, v in self.objective.state_dict().items()},
+            "objective": objective,
             "trainees": trainees,
             "scaler": None if scaler is None else scaler.state_dict(),
             "step": self.step,

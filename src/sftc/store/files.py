@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from sftc.errors import Refused, Stopped
 
-TEMPORARY = ".*.tmp"  # files being written, as a pattern
+_UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{6}\.tmp")  # of `replacing`
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
     """A disk that is full, read-only or gone is one line, and no reason to lose what was written before."""
     try:
         yield
@@ -35,13 +36,13 @@ def replacing(path: Path | Callable[[], Path]) -> Iterator[Path]:
     """A file to write to that then takes the place of `path`: after a power cut the old one is there, or the new one.
 
     Args:
-        path: the file, or a function called when all is written (its name depends on the content), in a folder whose
-            own parent exists: a run folder that somebody removed is not made again.
+        path: the file, or a function called when all is written (its name depends on the content), in a folder that
+            exists: a run folder that somebody removed is not made again.
     """
     folder = path.parent if isinstance(path, Path) else path().parent
     name = path.name if isinstance(path, Path) else "new"
     temp = folder / f".{name}.{os.getpid()}.{secrets.token_hex(3)}.tmp"
-    with _told(folder / name):
+    with told(folder / name):
         try:
             yield temp
             with temp.open("rb") as f:
@@ -57,15 +58,23 @@ def replacing(path: Path | Callable[[], Path]) -> Iterator[Path]:
                 temp.unlink(missing_ok=True)
 
 
+def tidy(folder: Path) -> None:
+    """Take away what a killed process was just writing. For who holds the run's lock: nobody else writes there."""
+    for path in folder.glob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def appended(path: Path, text: str) -> None:
     """Add a line to a file; a kill may leave it torn, which its readers expect."""
-    with _told(path), path.open("a") as f:
+    with told(path), path.open("a") as f:
         f.write(text)
 
 
 def inner(folder: Path) -> Path:
     """A folder inside a run, made if it is missing."""
-    with _told(folder):
+    with told(folder):
         folder.mkdir(exist_ok=True)
     return folder
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from sftc.errors import Refused
+from sftc.store.files import told
 
 try:
     import fcntl
@@ -26,20 +28,27 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         Refused: another living process holds it.
+        Stopped: the folder cannot be written to.
     """
     path = folder / NAME
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if _take(file, path):
-            break
-        os.close(file)
-    try:
+    with told(path):
+        file = _taken(path)
+    with contextlib.suppress(OSError):  # a full disk: the lock is ours without a name in it
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    try:
         yield
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone by now
             path.unlink()
+        os.close(file)
+
+
+def _taken(path: Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if _take(file, path):
+            return file
         os.close(file)
 
 
@@ -49,11 +58,22 @@ def _take(file: int, path: Path) -> bool:
         return True
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EAGAIN):
+            return True  # a file system without locks: as on Windows
         holder = os.read(file, 200).decode(errors="replace") or "another process"
         os.close(file)
-        raise Refused(f"{path.parent} is being written by {holder}; wait for it, or choose another out=") from None
+        raise Refused(f"{path.parent} is being written by {holder}; {_way_out(holder, path)}") from None
     try:
         return os.fstat(file).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
+
+
+def _way_out(holder: str, path: Path) -> str:
+    here = socket.gethostname()
+    way = "wait for it, or choose another out="
+    if " on " not in holder or holder.endswith(f" on {here}"):
+        return way
+    # A server of files may keep the lock of a machine that is gone.
+    return f"{way}; this is {here}: if nothing runs over there any more, remove {path}"

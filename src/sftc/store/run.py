@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from torch import Tensor
 from sftc.errors import Refused, Stopped, nearest
 from sftc.folders import free
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import TEMPORARY, appended, inner, plain, read_meta, read_tensors, write_tensors, write_text
+from sftc.store.files import appended, inner, plain, read_meta, read_tensors, tidy, write_tensors, write_text
 from sftc.store.lock import locked
 from sftc.types import Predictions
 
@@ -72,6 +73,8 @@ class Run:
     def lock(self) -> None:
         """Keep other processes out until `unlock`, or until this process ends. Raises Refused: one is in."""
         self._lock.enter_context(locked(self.path))
+        if (self.path / "config.yaml").is_file():  # else it may be anybody's folder
+            self.tidy()
 
     def wait(self, stop: Callable[[], Stopped | None], say: Callable[[str], None]) -> None:
         """Hold the lock as soon as its holder lets go. Raises Stopped: asked to stop while waiting."""
@@ -96,8 +99,8 @@ class Run:
 
     def tidy(self) -> None:
         """Take away half-written files of a process that was killed. For who holds the lock."""
-        for file in self.path.rglob(TEMPORARY):
-            file.unlink(missing_ok=True)
+        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir() and not p.is_symlink())):
+            tidy(folder)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -257,7 +260,7 @@ class Run:
         path = self.path / "rows.safetensors"
         return read_meta(path) if path.is_file() else {}
 
-    @property
+    @functools.cached_property
     def checkpoints(self) -> Checkpoints:
         """The states of this run's fit."""
         return Checkpoints(self.path / "checkpoint")

@@ -1,6 +1,7 @@
 """Speed and accuracy of plain training against a bare PyTorch loop, side by side, in interleaved pairs.
 
 python scripts/bench_loop.py speed                    # CPU-seconds: constant tensors, PIL loader, memory, start-up
+python scripts/bench_loop.py checkpoint               # what a checkpoint costs, and its share of training
 python scripts/bench_loop.py mnist --root FOLDER      # the classic MNIST example, side by side over seeds
 python scripts/bench_loop.py folder --root FOLDER     # ResNet-18 with augmentation on an image folder, side by side
 
@@ -99,9 +100,9 @@ def steps_on(model: nn.Module, batches, fused: bool | None) -> None:
 class Race:
     """One model and its data; each subject trains one epoch on as many rows."""
 
-    def __init__(self, name: str, rows: int, folder: Path) -> None:
+    def __init__(self, name: str, rows: int, folder: Path, epochs: int = 1) -> None:
         data = ("data=fake", f"data.count={rows * 102 // 100}", "data.size=32", "data.channels=3", "data.workers=0")
-        more = ("data.augment.crop=4", "data.augment.flip=0.5", "model.pretrained=false", "epochs=1")
+        more = ("data.augment.crop=4", "data.augment.flip=0.5", "model.pretrained=false", f"epochs={epochs}")
         self.overrides = (f"model={name}", *data, "data.test_share=0.0098", "data.val_share=0.0098", *more)
         self.folder, self.runs = folder, 0
         self.bench = Bench(Device("cpu", threads=1))  # makes the data once for all labs
@@ -148,6 +149,43 @@ def speed(repeats: int) -> None:
         peaks = (f"{s} {_child([__file__, 'peak', '--of', f'{name}:{s}'])[2].strip()}" for s in SUBJECTS)
         print(f"  {name:<10}", *peaks, flush=True)
     _start(repeats)
+
+
+def checkpoint(repeats: int) -> None:
+    """Fits of two epochs with checkpoint.epochs=1: the first is saved with its optimizer, the end without."""
+    print(
+        f"checkpoints: median (min-max) of {repeats} fits of two epochs, AdamW; wall clock is the machine's, CPU ours"
+    )
+    for name, rows in ROWS.items():
+        costs: list[tuple[float, float, float]] = []
+        shares: list[tuple[float, float]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            race = Race(name, rows, Path(folder), epochs=2)
+            for _ in range(repeats):
+                lab, spent = race.lab(), []
+                model, kept = lab.model(), lab.run.checkpoints
+                write = kept.write
+
+                def timed(state) -> None:
+                    wall, cpu = _both(lambda: write(state))
+                    spent.append((1e3 * wall, 1e3 * cpu, kept.files()[0].stat().st_size / 1e6))
+
+                kept.write = timed
+                wall, cpu = _both(lambda: lab.fit(model))
+                costs.append(spent[0])
+                shares.append((sum(s[0] for s in spent) / wall / 10, sum(s[1] for s in spent) / cpu / 10))
+        walls, cpus, sizes = zip(*costs, strict=True)
+        of_wall, of_cpu = zip(*shares, strict=True)
+        one = f"{_spread(walls, '.0f')} ms wall, {_spread(cpus, '.0f')} ms CPU, {statistics.median(sizes):.1f} MB"
+        share = f"{_spread(of_wall, '.1f')} % of wall, {_spread(of_cpu, '.1f')} % of CPU"
+        print(f"  {name:<10} {one}; share of training {share}  n={repeats}", flush=True)
+
+
+def _both(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock seconds and CPU-seconds."""
+    begun = time.perf_counter()
+    cpu = cpu_seconds(work)
+    return time.perf_counter() - begun, cpu
 
 
 def peak(of: str) -> None:
@@ -277,7 +315,7 @@ def folder(root: str, seeds: int, epochs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "mnist", "folder", "peak"])
+    parser.add_argument("what", choices=["speed", "checkpoint", "mnist", "folder", "peak"])
     parser.add_argument("--root", default="data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
@@ -287,6 +325,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.what == "speed":
         speed(args.repeats)
+    elif args.what == "checkpoint":
+        checkpoint(args.repeats)
     elif args.what == "peak":
         peak(args.of)
     elif args.what == "mnist":

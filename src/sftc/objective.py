@@ -21,7 +21,7 @@ from sftc.models.adapt import Adapted
 from sftc.models.surgery import Tapped
 from sftc.types import Batch, Metrics, Out, Penalty, Step, Task, Teacher, Term, View
 
-Totals = dict[tuple[str, str], Tensor]
+Totals = dict[tuple[str, str], tuple[Tensor, Batch, Tensor]]  # the sum of the weights of a batch, it, and they
 
 
 def mix(*numbers: int) -> int:
@@ -206,9 +206,11 @@ class Objective(nn.Module):
     def _part(self, learner: Learner, name: str, view: View, totals: Totals) -> tuple[Tensor, Tensor]:
         """One term's share of its mean over the effective batch, and its values per row."""
         values = learner.terms[name](view)
-        weight = self._weight(learner, name, view.batch)
+        total, whole, weight = totals[learner.name, name]
+        if view.batch is not whole:
+            weight = self._weight(learner, name, view.batch)
         # where: a row of weight 0 may hold inf, and 0 * inf would be NaN
-        return torch.where(weight > 0, values * weight, 0.0).sum() / totals[learner.name, name], values
+        return torch.where(weight > 0, values * weight, 0.0).sum() / total, values
 
     def _weight(self, learner: Learner, name: str, batch: Batch) -> Tensor:
         """[N] or [N, *positions]: what each value of a term counts."""
@@ -227,11 +229,12 @@ class Objective(nn.Module):
 
     def totals(self, batches: Sequence[Batch]) -> Totals:
         """Total weight of an effective batch, per learner and term: the denominators of its micro-batches."""
-        return {
-            (x.name, name): self._weight(x, name, batches[x.source]).sum().clamp_min(torch.finfo(torch.float32).tiny)
-            for x in self.learners
-            for name in x.terms
-        }
+        out: Totals = {}
+        for x in self.learners:
+            for name in x.terms:
+                weight = self._weight(x, name, batches[x.source])
+                out[x.name, name] = weight.sum().clamp_min(torch.finfo(torch.float32).tiny), batches[x.source], weight
+        return out
 
     def forward(
         self, batches: Sequence[Batch], totals: Totals, progress: float = 0.0, step: int = 0, micro: int = 0

@@ -47,7 +47,7 @@ class Watch:
         self._pending: tuple[Any, ...] | None = None
 
     def see(self, state: Fit, step: Step, norms: list[Tensor | None], batches: list[Batch]) -> None:
-        flags = [step.loss.double(), *(n.sum().double() for n in norms if n is not None)]
+        flags = [step.loss, *(n.sum() for n in norms if n is not None)]
         now = (Later(torch.stack(flags)), state.step, step, norms, batches, state.trainees)
         if self.at_once:
             self._check(*now)

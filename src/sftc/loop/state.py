@@ -108,6 +108,11 @@ class Trainee:
         """The weights that are evaluated and kept: the average if there is one."""
         return self.learner.student if self.ema is None else self.ema.module
 
+    def forget_gradients(self) -> None:
+        """What the optimizer's zero_grad does, without the tenth of a millisecond that it takes to announce it."""
+        for p in self.params:
+            p.grad = None
+
     def judge(self, metrics: Metrics, epoch: int, step: int) -> bool:
         """Note an epoch's metrics; True if they are the best so far, by the monitor, then by loss. NaN never is."""
         task = self.learner.task

@@ -76,14 +76,14 @@ class Steps:
         watch.mask(state.trainees)
         self.device.step(*(t.optimizer for t in state.trainees))
         for t in state.trainees:
-            t.optimizer.zero_grad(set_to_none=True)
+            t.forget_gradients()
             if t.ema is not None:
                 t.ema.update(t.learner.student, step=state.step + 1)
 
     def _undo(self) -> None:
         """Take back what a step did before its update: gradients, and running statistics of its batch."""
         for t in self.state.trainees:
-            t.optimizer.zero_grad(set_to_none=True)
+            t.forget_gradients()
         self.running.restore()
 
     def _forward_backward(self, batches: list[Batch]) -> Step:

@@ -242,9 +242,10 @@ def test_metrics_are_told_once_when_a_fit_starts_over_or_ends_an_epoch_again(who
     assert len(Run(out).rows()) == 2
     with (out / "metrics.jsonl").open("a") as f:
         f.write('{"epoch": 2, "st')
-    (out / "checkpoint" / ".new.1.0a1b2c.tmp").write_text("half")
+    (out / ".model.safetensors.1.0a1b2c.tmp").write_text("half")
     assert child(lambda: train(out, resume=str(out))) == (0, "")
     assert same(Run(out), whole)
+    assert not list(out.rglob(".*"))
     shutil.rmtree(out)
     assert child(lambda: (before(Checkpoints, "write", 2, die), train(out)))[0] == 137
     shutil.rmtree(out / "checkpoint")

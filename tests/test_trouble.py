@@ -9,6 +9,7 @@ from torch import nn
 from problems import lab
 from sftc.errors import Stopped
 from sftc.lab import Watch
+from sftc.lab.fitting import assemble
 
 
 class Said(Watch):
@@ -56,8 +57,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_nothing_of_it_stays(policy, t
     assert rows[-1]["left_out"] == 1
     # The same as never having met the step: its batch moved neither weights nor running statistics.
     clean = lab(tmp_path / "b", *OPTIONS, "on_nonfinite=skip")
-    model = clean.model()
-    state = clean._assemble([clean.learner(model)], [clean.source("train", train=True)], None)
+    source = clean.source("train", train=True)
+    learners, firsts = [clean.learner(clean.model())], [next(iter(source.epoch(0)))]
+    state = assemble(learners, [source], firsts, clean.device, clean.seed, clean.settings)
     state.avoid = [4]
     from sftc import loop
 

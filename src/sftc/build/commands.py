@@ -87,7 +87,6 @@ def _complete(run: Run) -> None:
         with contextlib.ExitStack() as stack:
             run.lock()
             stack.callback(run.unlock)
-            run.tidy()
             run.checkpoints.drop()
 
 

@@ -104,6 +104,7 @@ class Learner:
         self.settings = settings
         self.beside = dict(beside or {})
         self.seed = seed
+        self.resting = False  # it has learned enough: it answers its peers, and nothing of it moves any more
         self.name = name
         for term_name, term in self.terms.items():
             lacking = term.needs - {"target"} - task.offers
@@ -146,7 +147,7 @@ class Objective(nn.Module):
         for i, learner in enumerate(self.learners):
             # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
             self.device.reseed(mix(*self._seed(i), step, micro))
-            with self.device.autocast():
+            with self.device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and not learner.resting):
                 out = self._tapped[i](self.device.inputs(batches[learner.source].inputs))
             outs.append(Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}))
         return outs
@@ -193,7 +194,7 @@ class Objective(nn.Module):
             stack.enter_context(self.device.exact())
             for learner, view in zip(self.learners, views, strict=True):
                 params = [p for p in learner.student.parameters() if p.requires_grad]
-                if len(learner.terms) < 2 or not params:
+                if len(learner.terms) < 2 or not params or learner.resting:
                     continue
                 norms = {}
                 for name, term in learner.terms.items():
@@ -245,6 +246,8 @@ class Objective(nn.Module):
         total: Tensor | None = None
         with self.device.exact():
             for learner, view in zip(self.learners, views, strict=True):
+                if learner.resting:
+                    continue
                 for name, term in learner.terms.items():
                     part, values = self._part(learner, name, view, totals)
                     label = self._label(learner, name)

@@ -99,7 +99,7 @@ def _tell(strategy: Strategy, lab: Lab) -> None:
     except BaseException as e:
         state = e.state if isinstance(e, Stopped) else "stopped" if isinstance(e, SystemExit) else "failed"
         text = str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}".split("\n")[0]
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(Stopped, Refused):  # where the folder was, something else may be by now
             if not run.finished:  # a signal after that: all is kept, and must not be trained again
                 run.mark(state, error=text)
         if isinstance(e, Stopped):

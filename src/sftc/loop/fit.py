@@ -73,7 +73,7 @@ def fit(
 
 def _scores(state: Fit, score: Callable[[int, nn.Module], Metrics]) -> tuple[list[Metrics], Stopped | None]:
     try:
-        return [score(i, t.scored) for i, t in enumerate(state.trainees)], None
+        return [{} if t.ended else score(i, t.scored) for i, t in enumerate(state.trainees)], None
     except Stopped as why:
         return [], why
 
@@ -98,17 +98,20 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
     state.epoch += 1
     state.sums = {}
     for t, m in zip(state.trainees, metrics, strict=True):
+        if t.ended:
+            continue
         name = f"{t.learner.name}/" if many else ""
         row[f"{name}lr"] = max(g["lr"] for g in t.optimizer.param_groups)
         row |= {f"val/{name}{k}": v for k, v in m.items()}
         row[f"{name}best"] = t.judge(m, row["epoch"], state.step)
         t.schedule.epoch(state.epoch, m.get(t.learner.task.monitor, math.nan), t.learner.task.maximize)
-    if budget.target is not None and all(t.reached(budget.target) for t in state.trainees):
-        state.ended = "target"
-    elif budget.patience is not None and all(t.stale >= budget.patience for t in state.trainees):
-        state.ended = "patience"
-    elif state.step >= total:
-        state.ended = "budget"
+        why = "target" if budget.target is not None and t.reached(budget.target) else None
+        why = why or ("patience" if budget.patience is not None and t.stale >= budget.patience else None)
+        why = why or ("budget" if state.step >= total else None)
+        if why is not None:
+            t.rest(why, row["epoch"], state.step)
+    if all(t.ended for t in state.trainees):
+        state.ended = (state.trainees[0].ended or {})["why"]
     if state.ended:
         row["ended"] = state.ended
     if state.avoid:
@@ -120,10 +123,10 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
 
 def _fitted(t: Trainee, state: Fit) -> Fitted:
     assert t.best is not None
-    assert state.ended is not None
+    assert t.ended is not None
     last_state = host_state(t.scored)
     model = t.learner.student
     model.load_state_dict(t.best_state)
     best = {k: v for k, v in t.best.items() if k != "rank"}
-    last = {"epoch": state.epoch - 1, "step": state.step, "val": t.last}
-    return Fitted(model.eval(), last_state, best, last, state.seconds, state.ended)
+    last = {"epoch": t.ended["epoch"], "step": t.ended["step"], "val": t.last}
+    return Fitted(model.eval(), last_state, best, last, state.seconds, t.ended["why"])

@@ -102,6 +102,7 @@ class Trainee:
         self.best_state: dict[str, Tensor] = {}
         self.last: Metrics = {}
         self.stale = 0  # epochs since the best
+        self.ended: dict[str, Any] | None = None  # {"why", "epoch", "step"} once it rests, before the fit has ended
 
     @property
     def scored(self) -> nn.Module:
@@ -128,6 +129,11 @@ class Trainee:
         self.best_state = host_state(self.scored)
         return True
 
+    def rest(self, why: str, epoch: int, step: int) -> None:
+        """It has learned enough; others of the fit may go on."""
+        self.ended = {"why": why, "epoch": epoch, "step": step}
+        self.learner.resting = True
+
     def reached(self, target: float) -> bool:
         task = self.learner.task
         value = self.last.get(task.monitor, math.nan)
@@ -141,6 +147,7 @@ class Trainee:
             "best_state": self.best_state,
             "last": self.last,
             "stale": self.stale,
+            "ended": self.ended,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,6 +158,8 @@ class Trainee:
             self.ema.module.load_state_dict(state["ema"])
         self.best, self.best_state = state["best"], state["best_state"]
         self.last, self.stale = state["last"], state["stale"]
+        self.ended = state["ended"]
+        self.learner.resting = self.ended is not None
 
 
 class Fitted:

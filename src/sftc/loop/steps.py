@@ -35,6 +35,9 @@ class Steps:
         if state.step >= goal:
             return None
         train_mode(state.objective)
+        for t in state.trainees:
+            if t.ended:
+                t.learner.student.eval()
         streams = [_stream(s, state.step) for s in state.sources]
         sums = _Sums(state.sums)
         watch = Watch(self.device, at_once=self.care.nonfinite != "stop")
@@ -77,7 +80,7 @@ class Steps:
         self.device.step(*(t.optimizer for t in state.trainees))
         for t in state.trainees:
             t.forget_gradients()
-            if t.ema is not None:
+            if t.ema is not None and not t.ended:
                 t.ema.update(t.learner.student, step=state.step + 1)
 
     def _undo(self) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from files import make
 from problems import SMALL, config
-from sftc import build, data, environment, models
+from sftc import build, data, early, environment, models
 from sftc.build import commands
 from sftc.build.bench import Bench
 from sftc.device import Device
@@ -209,6 +209,7 @@ def start(out: Path, case: Case, aim: Aim | None = None) -> int:
     os.dup2(said, 2)
     code = 99
     try:
+        early.listen()
         if aim is not None:
             aim.take()
         build.check(cfg)

@@ -105,7 +105,7 @@ def test_a_stopped_run_says_so_and_is_gone_on_with(done, tmp_path, monkeypatch):
     overrides = ("model=simple_cnn", "data.classes=[1,3,5]")
     clock = iter([0.0] + [1.0] * 3 + [1e9] * 100)
     monkeypatch.setattr("sftc.stop.time.monotonic", lambda: next(clock))
-    with pytest.raises(Stopped, match="run folder") as stopped:
+    with pytest.raises(Stopped, match="goes on from here") as stopped:
         train(tmp_path / "run", *overrides, "max_minutes=5")
     monkeypatch.undo()
     run = Run.open(tmp_path / "run")

@@ -65,6 +65,7 @@ class Run:
             run.unlock()
             way = f"sftc train resume={run.path}" if (run.path / "config.yaml").is_file() else "another out="
             raise Refused(f"out={run.path} is not empty and is never overwritten; use {way}")
+        run.tidy()
         fill(run)
         run.write_config(config)
         run.mark("running")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sftc import models
+from sftc.build import parts
 from sftc.build.bench import Bench
 from sftc.cli import compose, conf
 from sftc.device import Device
@@ -64,6 +65,13 @@ def plain(out: Path, *overrides: str, stop: Stopper | None = None, watch: Watch 
     """The run in `out`, trained by the plain strategy, or gone on with."""
     home = lab(out, *overrides, stop=stop, watch=watch)
     Plain().run(home)
+    return home.run
+
+
+def told(out: Path, *overrides: str, stop: Stopper | None = None) -> Run:
+    """The run in `out`, whose strategy told its story, or goes on with it."""
+    home = lab(out, *overrides, stop=stop)
+    parts.strategy(home.run.config).run(home)
     return home.run
 
 

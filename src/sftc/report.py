@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -87,7 +88,8 @@ def skipped(found: dict[str, Any]) -> list[str]:
 
 
 def show(*things: Any) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    wide = None if sys.stdout.isatty() else 160  # a file has no width, and a table is no wider than it must be
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=wide)
     for thing in things:
         console.print(thing)
 

@@ -17,8 +17,9 @@ from sftc.data.rows import digest
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.lab import Lab, Watch
+from sftc.models import weights
 from sftc.stop import Stopper
-from sftc.store import Run, plain
+from sftc.store import Run, hash_tensors, plain
 
 NEEDED = (
     *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "device", "tracker", "seed", "monitor"),
@@ -128,7 +129,7 @@ class Bench:
         fingerprint = self.data(cfg).fingerprint
         if run.rows_meta().get("data", fingerprint) != fingerprint:
             raise Refused(f"the data of {run.path} has changed since it started; train a new run")
-        if not run.checkpoints.files():
+        if not (run.finished or run.checkpoints.files()):
             return self.lab(cfg, run)
         # The weights are in there; those it started from may be gone.
         return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, began=run.environment.get("model"))
@@ -145,15 +146,18 @@ class Bench:
         """A member of `parent`: a run of its own whose config says truly how it was made; the same one on replay."""
         path = parent.member(name)
         if (path / "config.yaml").is_file():
-            run = Run.open(path)
-            return self.lab(run.config, run)
-        cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
-        if seed is not None:
-            cfg["seed"] = seed
+            return self._go_on(Run.open(path))
+        cfg = _changed(cfg, groups if seed is None else {**groups, "seed": seed})
         data = self.data(cfg)
         first = parts.first_model(cfg, data)
         stored = self._resolved(cfg, data, first)
-        return self.lab(stored, Run.create(path, stored, lambda run: _write_data(run, data, rows)), first)
+        about = parent.environment | {"notes": [parts.about(first.facts)], "model": parts.origin(first)}
+
+        def fill(run: Run) -> None:
+            _write_data(run, data, rows)
+            run.write_json("environment.json", about)
+
+        return self.lab(stored, Run.create(path, stored, fill), first)
 
     def share(self, cfg: Config, parent: Run, name: str, *, reuse: bool = True, **groups: Any) -> Lab:
         """A plain run that others may use too, in the place runs share; `parent` refers to it as a member.
@@ -163,21 +167,25 @@ class Bench:
         """
         if not reuse:
             return self.fork(cfg, parent, name, **groups)
-        cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
+        cfg = _changed(cfg, groups)
         path = parent.reference(name)
         if path is None:
             key = identity(cfg, self.data(cfg))
             path = (self.shared or parent.path.parent / "shared") / f"{name}-{cfg['model']['name']}-{key}"
             parent.refer(name, path)
-        path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.wait(self.stop, self.watch.say)
         if run.finished:
             run.unlock()
             return self.open(path)
-        if (path / "config.yaml").is_file():
-            return self._go_on(run)
-        home = self.start(cfg, path, parent.environment["command"], [], alone=False)
+        try:
+            if (path / "config.yaml").is_file():
+                return self._go_on(run)
+            home = self.start(cfg, path, parent.environment["command"], [], alone=False)
+        except Refused:
+            run.discard()
+            run.unlock()
+            raise
         run.hand_over(home.run)
         return home
 
@@ -185,7 +193,17 @@ class Bench:
 def identity(cfg: Config, data: Data) -> str:
     """What decides how a run ends, as a short hash: its config, less what only watches it, and its data."""
     nodes = {k: cfg[k] for k in NEEDED if k not in ("tracker", "checkpoint", "max_minutes", "data", "eval_batch_size")}
+    if cfg["model"].get("checkpoint"):  # a file may be written anew, and has many paths
+        nodes["model"] = {**cfg["model"], "checkpoint": hash_tensors(weights.read(cfg["model"]["checkpoint"]))}
     return digest(plain({**nodes, "augment": cfg["data"].get("augment")}), data.fingerprint)[:12]
+
+
+def _changed(cfg: Config, groups: Config) -> Config:
+    """The config of a plain run made inside another, with other groups."""
+    cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
+    if cfg["loss"]["name"] == "nll" and not cfg["model"].get("log_softmax"):
+        cfg["loss"] = {**cfg["loss"], "name": "cross_entropy"}  # the same, for a model that does not end in LogSoftmax
+    return cfg
 
 
 def stored_config(run: Run) -> Config:

@@ -46,7 +46,7 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
         if not cfg["quiet"]:
             report.show(*about["notes"], *report.skipped(lab.data.skipped))
         try:
-            _tell(parts.strategy(settings), lab)
+            _tell(parts.strategy(lab.run.config), lab)
         except Refused:
             if old is None:  # what was refused before anything was learned leaves no folder
                 lab.run.discard()
@@ -77,8 +77,11 @@ def _old(cfg: Config, out: Path, overrides: list[str]) -> Run | None:
 
 
 def _shared(cfg: Config, out: Path) -> Path | None:
-    """Where runs made for others too live: of runs under outputs/<date>, in outputs; else beside the run."""
-    return None if cfg["out"] else out.parent.parent / "shared"
+    """Where runs made for others too live: of all runs under outputs, there; else beside the run, or the sweep."""
+    outputs = next((parent for parent in out.parents if parent.name == "outputs"), None)
+    if outputs is None and (cfg["out"] or cfg["resume"]):
+        return None
+    return (outputs or out.parent.parent) / "shared"
 
 
 def _complete(run: Run) -> None:

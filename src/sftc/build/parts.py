@@ -30,7 +30,8 @@ def check(cfg: Config) -> None:
         return
     strategy(cfg)
     Device(**cfg["device"])
-    models.check(cfg["model"])
+    for node in _models(cfg):
+        models.check(node)
     optim.check(cfg["optim"], cfg["schedule"], cfg["finetune"])
     datasets.check(cfg["data"])
     choose("tracker", cfg["tracker"]["name"], track.TRACKERS)
@@ -101,15 +102,24 @@ def resolve_model(node: Config, model: nn.Module) -> Config:
     facts = getattr(model, "facts", {})
     chosen = {k: facts[k] for k in ("input_size", "mean", "std") if k in facts and k in node}
     pretrained = {"pretrained": "true" if facts.get("pretrained") == "loaded" else "false"}
-    file = {"checkpoint": os.path.abspath(os.path.expanduser(node["checkpoint"]))} if node.get("checkpoint") else {}
-    return {**node, **chosen, **(pretrained if "pretrained" in node else {}), **file}
+    return {**resolve_files(node), **chosen, **(pretrained if "pretrained" in node else {})}
+
+
+def resolve_files(node: Config) -> Config:
+    """A model node whose file of weights is named by its full path."""
+    file = node.get("checkpoint")
+    return {**node, "checkpoint": os.path.abspath(os.path.expanduser(file))} if file else node
 
 
 def largest_input(cfg: Config) -> int | None:
     """Side in pixels of the largest input among the models of a run, where they say: what batches should hold."""
-    nodes = [cfg["model"], *(n for n in cfg["strategy"].values() if isinstance(n, dict) and "input_size" in n)]
-    sizes = [n["input_size"] for n in nodes if isinstance(n.get("input_size"), int)]
+    sizes = [n["input_size"] for n in _models(cfg) if isinstance(n.get("input_size"), int)]
     return max(sizes, default=None)
+
+
+def _models(cfg: Config) -> list[Config]:
+    """Every model node of a config: the run's own, and those its strategy names."""
+    return [cfg["model"], *(n for n in cfg["strategy"].values() if isinstance(n, dict) and "family" in n)]
 
 
 def resolve_data(node: Config, data: Data) -> Config:
@@ -122,9 +132,10 @@ def resolve_data(node: Config, data: Data) -> Config:
 
 
 def resolve_strategy(node: Config) -> Config:
-    """Runs are named by their full path, so that the run can be gone on with from any folder."""
+    """Runs and files are named by their full path, so that the run can be gone on with from any folder."""
     named = {k: [os.path.abspath(os.path.expanduser(str(p))) for p in node[k]] for k in ("teachers",) if node.get(k)}
-    return {**node, **named}
+    models = {k: resolve_files(n) for k, n in node.items() if isinstance(n, dict) and "family" in n}
+    return {**node, **named, **models}
 
 
 def make_model(node: Config, data: Data | Facts, began: Config | None = None) -> Callable[[], nn.Module]:

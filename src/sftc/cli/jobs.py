@@ -67,6 +67,7 @@ def _job(command: str, cfg: DictConfig, hydra: Any) -> float | None:
         value = _work(command, config.values, out, overrides)
     except BaseException as error:  # one failing job neither stops nor hides the others
         failed = error
+        out.mkdir(parents=True, exist_ok=True)  # one that was refused took its folder away
         if not isinstance(error, Stopped | SystemExit):
             (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         print(f"sftc {command}: {explain.line(error)}", file=sys.stderr, flush=True)

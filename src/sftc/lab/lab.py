@@ -143,7 +143,10 @@ class Lab:
             raise Refused(f"teacher {home.run.path} learned rows of shape {theirs.shape}; the data's are {mine.shape}")
         model = home.restore()
         inputs = between(_pair(mine, "input"), _pair(theirs, "input"))
-        outputs = between(_pair(theirs, "target"), _pair(mine, "target"))
+        units = _pair(theirs, "target")
+        if units is not None and columns is not None:
+            units = units[0][columns], units[1][columns]
+        outputs = between(units, _pair(mine, "target"))
         if inputs is not None or outputs is not None or columns is not None:
             model = Adapted(model, inputs=inputs, columns=columns, outputs=outputs)
         return Live(model, self.device, taps)

@@ -78,9 +78,10 @@ class Run:
             self.tidy()
 
     def wait(self, stop: Callable[[], Stopped | None], say: Callable[[str], None]) -> None:
-        """Hold the lock as soon as its holder lets go. Raises Stopped: asked to stop while waiting."""
+        """Make the folder and hold its lock, as soon as its holder lets go. Raises Stopped: asked to stop before."""
         said = False
         while True:
+            self.path.mkdir(parents=True, exist_ok=True)  # its holder may have taken it away
             try:
                 return self.lock()
             except Refused as e:
@@ -267,8 +268,9 @@ class Run:
         return Checkpoints(self.path / "checkpoint")
 
     def discard(self) -> None:
-        """Take a run away that has learned nothing yet; one with a state, a row or a member of its own stays."""
-        if self.rows() or self.checkpoints.files() or list(self.path.glob("members/*/config.yaml")):
+        """Take a run away that has learned nothing yet; one that has a state or a row, or a member that does, stays."""
+        runs = [Run(file.parent) for file in self.path.rglob("config.yaml")]
+        if any(run.finished or run.rows() or run.checkpoints.files() for run in runs):
             return
         self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from sftc.lab import Lab
 from sftc.lab.results import Found
-from sftc.types import Metrics, Predictions
+from sftc.types import Metrics, Predictions, Task
 
 if TYPE_CHECKING:
     from sftc.strategies.teachers import Taught
@@ -20,20 +22,22 @@ TIMED = 64  # rows of a timed forward
 NAMED = 20  # rows of a disagreement that are listed
 
 
-def candidates(taught: list[Taught], monitor: str) -> str:
+def candidates(taught: list[Taught], task: Task) -> str:
     """A line per teacher, the best first."""
-    lines = [f"  {t.metrics[monitor]:.4f}  {t.params:>12,}  {t.name}  {t.path}" for t in taught]
-    return "\n".join([f"teachers by {monitor} on validation, with their parameters:", *sorted(lines, reverse=True)])
+    name = task.monitor
+    ranked = sorted(taught, key=lambda t: t.metrics[name], reverse=task.maximize)
+    lines = [f"  {t.metrics[name]:.4f}  {t.params:>12,}  {t.name}  {t.path}" for t in ranked]
+    return "\n".join([f"teachers by {name} on validation, with their parameters:", *lines])
 
 
 def of(lab: Lab, student: nn.Module, found: Found, taught: list[Taught], others: dict[str, Lab]) -> dict[str, Any]:
     """`team`: a row for each model. `disagreement`: where student and teachers differ on validation."""
     scored = {split: metrics for split, (_, metrics) in found.items()}
     rows = [_row(lab, f"teacher {t.name}", t.live.model, t.path, _teachers(lab, t, list(found))) for t in taught]
-    rows.append(_row(lab, "student", student, ".", scored))
+    rows.append(_row(lab, "student", student, lab.run.path, scored))
     for name, home in others.items():
         result = home.run.result
-        rows.append(_row(lab, name, home.restore(), str(home.run.path), {s: result[s] for s in found}))
+        rows.append(_row(lab, name, home.restore(), home.run.path, {s: result[s] for s in found}))
     out: dict[str, Any] = {"team": rows}
     if taught:
         scores = torch.stack([t.val.scores for t in taught]).mean(0)
@@ -46,8 +50,9 @@ def _teachers(lab: Lab, taught: Taught, splits: list[str]) -> dict[str, Metrics]
     return {s: taught.metrics if s == "val" else lab.measure(taught.live.model, s)[1] for s in splits}
 
 
-def _row(lab: Lab, name: str, model: nn.Module, run: str, metrics: dict[str, Metrics]) -> dict[str, Any]:
+def _row(lab: Lab, name: str, model: nn.Module, run: str | Path, metrics: dict[str, Metrics]) -> dict[str, Any]:
     params = sum(p.numel() for p in model.parameters())
+    run = os.path.relpath(run, lab.run.path)
     return {"name": name, "run": run, "params": params, "ms_per_row": _milliseconds(lab, model), **metrics}
 
 

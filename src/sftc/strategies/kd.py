@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.loop import Fitted
 from sftc.objective import Learner, Peer
-from sftc.strategies import comparison, teachers
+from sftc.strategies import comparison, contradictions, teachers
 from sftc.strategies.recipe import Recipe
 from sftc.strategies.teachers import Taught
 from sftc.types import Teacher
 
-ALONE = {"rounds": 1, "generations": 1, "peers": 1, "peer": None, "teacher": None, "baseline": False, "choose": "all"}
+ALONE = {"rounds": 1, "generations": 1, "teacher": None, "baseline": False}  # of one round, of one generation
 
 
 class KD:
@@ -37,11 +39,15 @@ class KD:
         self.peers: int = node["peers"]
         self.generations: int = node["generations"]
         self.rounds: int = node["rounds"]
+        self.named = [str(path) for path in node["teachers"]]
         self.recipe = Recipe(node)
         self._asked: dict[str, Teacher] = {}
-        self._check()
+        contradictions.refuse(node, self.recipe.on_features())
 
     def run(self, lab: Lab) -> None:
+        # What would be refused later is refused before a teacher is trained for it.
+        self._outputs(lab)
+        self.recipe.check(lab, students=self.generations > 1)
         paths = self._paths(lab)
         if self.rounds > 1:
             self._in_rounds(lab, paths)
@@ -76,7 +82,7 @@ class KD:
             if _reached(home, lab.settings.budget.target):
                 break
             known = [*known, _path(home)]
-            start = {"model": {**home.run.config["model"], "checkpoint": _path(home)}}
+            start = {"model": {**home.run.config["model"], "pretrained": "false", "checkpoint": _path(home)}}
         best = max(homes.values(), key=_goodness)
         self._keep(lab, best.fitted(), self._admitted(lab, paths), homes)
 
@@ -86,7 +92,8 @@ class KD:
 
     def _member(self, lab: Lab, name: str, teachers: list[str], **groups: Any) -> Lab:
         """A kd run inside this one: one round, one generation, from these teachers."""
-        node = {**self.node, **ALONE, "teachers": teachers}
+        weak = self.node["allow_weak"] or self._ours(teachers)
+        node = {**self.node, **ALONE, "teachers": teachers, "allow_weak": weak}
         home = lab.fork(name, strategy={"name": "kd", **node}, **groups)
         if not home.run.finished:
             KD(**node).run(home)
@@ -95,32 +102,38 @@ class KD:
     def _paths(self, lab: Lab) -> list[str]:
         """Run folders of the teachers; one is made first if none is named."""
         node = self.node
-        if node["teachers"] or self.peers > 1:
-            return [str(path) for path in node["teachers"]]
+        if self.named or self.peers > 1:
+            return self.named
         if node["teacher"] is None:
             raise Refused(
                 "strategy=kd has no teacher: name finished runs, strategy.teachers=[RUN], "
                 "or a model to fine-tune first, model@strategy.teacher=resnet50"
             )
         how = {k: node[f"teacher_{k}"] for k in ("epochs", "lr", "seed")}
-        return [teachers.made(lab, node["teacher"], reuse=node["reuse"], **how)]
+        taps = self.recipe.taps().get(0, ())
+        return [teachers.made(lab, node["teacher"], reuse=node["reuse"], taps=taps, **how)]
+
+    def _ours(self, paths: list[str]) -> bool:
+        """Whether teachers were trained by this story: how weak they are is then told, and nothing is refused."""
+        return paths != self.named and self.node["teacher_epochs"] != 0
 
     def _admitted(self, lab: Lab, paths: list[str]) -> list[Taught]:
         """The teachers, held against the student's validation rows; of candidates the best, if that was asked for."""
         node = self.node
-        mine = not node["teachers"] and node["teacher_epochs"] != 0  # one we trained ourselves is told, not refused
         taps = self.recipe.taps()
-        if paths and max(taps, default=0) >= len(paths):
-            raise Refused(f"strategy.terms: of={max(taps)}, and there are {len(paths)} teachers, counted from 0")
-        weak = None if mine else bool(node["allow_weak"])
+        weak = None if self._ours(paths) else bool(node["allow_weak"])
         taught = [
             teachers.admit(lab, f"teacher{i}", path, taps.get(i, ()), map_classes=node["map_classes"], allow_weak=weak)
             for i, path in enumerate(paths)
         ]
+        names = Counter(each.name for each in taught)
+        for i, each in enumerate(taught):
+            if names[each.name] > 1:
+                each.name += f" {i}"
         for remark in (remark for each in taught for remark in each.remarks):
             lab.watch.say(remark)
         if len(taught) > 1:
-            lab.watch.say(comparison.candidates(taught, lab.task.monitor))
+            lab.watch.say(comparison.candidates(taught, lab.task))
         if node["choose"] == "best" and taught:
             sign = 1 if lab.task.maximize else -1
             return [max(taught, key=lambda t: sign * t.metrics[lab.task.monitor])]
@@ -143,11 +156,16 @@ class KD:
         """Set up once per teacher, whoever learns from it, so that peers share one pass."""
         if taught.path not in self._asked:
             node = self.node
-            how = teachers.resolved(lab, node["teacher_outputs"], bool(self.recipe.on_features()))
+            how = self._outputs(lab)
             heat = node["temperature"] if node["temperature_end"] is None else None
             asked = teachers.answering(lab, taught, how=how, temperature=heat, topk=node["cache_topk"])
             self._asked[taught.path] = asked
         return self._asked[taught.path]
+
+    def _outputs(self, lab: Lab) -> str:
+        """live or cached."""
+        node = self.node
+        return teachers.resolved(lab, node["teacher_outputs"], bool(self.recipe.on_features()), node["cache_topk"])
 
     def _keep(self, lab: Lab, fitted: Fitted, taught: list[Taught], others: dict[str, Lab] | None = None) -> None:
         others = dict(others or {})
@@ -157,31 +175,6 @@ class KD:
                 (plain,) = home.fit(home.model())
                 home.keep(plain)
         lab.keep(fitted, lambda found: comparison.of(lab, fitted.model, found, taught, others))
-
-    def _check(self) -> None:
-        node = self.node
-        if sum(n > 1 for n in (self.peers, self.generations, self.rounds)) > 1:
-            raise Refused("strategy.peers, generations and rounds are three ways to train students: choose one of them")
-        if node["peer"] is not None and self.peers == 1:
-            raise Refused("strategy.peer is the model of further students: set strategy.peers=2 or more")
-        if node["weights"] is not None and (
-            node["team"] != "weighted" or len(node["weights"]) != len(node["teachers"])
-        ):
-            raise Refused("strategy.weights needs strategy.team=weighted, and as many numbers as strategy.teachers")
-        if node["cache_topk"] is not None and node["temperature_end"] is not None:
-            raise Refused("strategy.cache_topk: what was left out cannot be re-tempered; leave temperature_end at null")
-        if node["cache_topk"] is not None and node["teacher_outputs"] == "live":
-            raise Refused("strategy.cache_topk is about stored answers; leave it at null, or teacher_outputs at auto")
-        features = self.recipe.on_features()
-        if features and node["teacher_outputs"] == "cached":
-            raise Refused(
-                f"strategy.teacher_outputs=cached holds logits only, and {', '.join(features)} looks at layers; "
-                "use teacher_outputs=live"
-            )
-        if features and self.peers > 1 and not node["teachers"]:
-            raise Refused(
-                f"{', '.join(features)}: peers offer their logits only; name strategy.teachers=[RUN], or leave it out"
-            )
 
 
 def _path(home: Lab) -> str:
@@ -197,4 +190,6 @@ def _reached(home: Lab, target: float | None) -> bool:
 
 def _goodness(home: Lab) -> float:
     value = home.run.result["val"].get(home.task.monitor)
+    if value is None:  # not a number
+        return -math.inf
     return value if home.task.maximize else -value

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.losses import TERMS, Ramp, Team
+from sftc.models.surgery import Tapped
 from sftc.types import Term
 
 if TYPE_CHECKING:
@@ -30,9 +31,18 @@ class Recipe:
         self.temperature = Ramp(node["temperature"], node["temperature_end"], node["ramp"])
         counts = [name for name in node["terms"] if name != "truth" and self._weight(name) != 0]
         if not counts:
-            raise Refused("strategy.alpha=1 and no other term: nothing is learned from a teacher; lower strategy.alpha")
+            raise Refused(
+                "no term of strategy.terms learns from a teacher: lower strategy.alpha, or give one of them a weight"
+            )
         for name in self.on_features():
             self._term(name, 1.0, None)  # refuses taps that are not given or not in pairs
+
+    def check(self, lab: Lab, *, students: bool) -> None:
+        """Raises Refused: the student lacks a tap; with `students`, who teach each other, a teacher's tap too."""
+        terms = [self.node["terms"][name] for name in self.on_features()]
+        taps = [path for term in terms for path in (*term["student"], *(term["teacher"] if students else ()))]
+        if taps:
+            Tapped(lab.model(), taps).close()
 
     def on_features(self) -> list[str]:
         """Terms that look at a teacher's layers."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from sftc import answers
 from sftc.errors import Refused
 from sftc.lab import Lab
-from sftc.models.surgery import head_names
+from sftc.models.surgery import Tapped, head_names
 from sftc.objective import Live
 from sftc.store import hash_tensors
 from sftc.types import Metrics, Predictions, Teacher
@@ -28,44 +28,63 @@ class Taught:
         self.remarks = remarks
         self.hash = hash_tensors(live.own.state_dict())
         self.name = str(home.run.config["model"]["name"])
-
-    @property
-    def path(self) -> str:
-        return str(self.home.run.path)
+        self.path = str(home.run.path)
 
     @property
     def params(self) -> int:
         return sum(p.numel() for p in self.live.model.parameters())
 
 
-def made(lab: Lab, node: dict[str, Any], *, epochs: int | None, lr: float | None, seed: int, reuse: bool) -> str:
+def made(
+    lab: Lab,
+    node: dict[str, Any],
+    *,
+    epochs: int | None,
+    lr: float | None,
+    seed: int,
+    reuse: bool,
+    taps: Sequence[str] = (),
+) -> str:
     """The run folder of a teacher fine-tuned on the student's own data, now or by an earlier run.
 
     With `epochs=0` the weights are taken as they are: a checkpoint that was trained elsewhere becomes a run.
+
+    Raises:
+        Refused: it cannot be built, lacks one of `taps`, or came with a head that was never trained.
     """
     config = lab.run.config
     groups: dict[str, Any] = {"model": node, "seed": seed, "target": None}
     # Students that differ in the number of views they see, or in how far they go, share one teacher.
     groups["data"] = {**config["data"], "views": None}
     groups["max_minutes"] = None
-    if epochs:
+    if epochs is not None:
         groups["epochs"] = epochs
     if lr is not None:
         groups["optim"] = {**config["optim"], "lr": lr}
     home = lab.share("teacher", reuse=reuse, **groups)
-    if home.run.finished:
-        lab.watch.say(f"teacher {node['name']}: {home.run.path} is there already")
-    elif epochs == 0:
-        model = home.model()
+    try:
+        if home.run.finished:
+            lab.watch.say(f"teacher {node['name']}: {home.run.path} is there already")
+        else:
+            _train(lab, home, node, taps, fit=epochs != 0)
+    except Refused:
+        home.run.discard()
+        raise
+    finally:
+        home.run.unlock()
+    return str(home.run.path)
+
+
+def _train(lab: Lab, home: Lab, node: dict[str, Any], taps: Sequence[str], fit: bool) -> None:
+    model = home.model()
+    Tapped(model, taps).close()  # a mistyped one is not worth a training
+    if not fit:
         _refuse_new_head(model, node)
         home.keep(home.untrained(model))
-    else:
-        lab.watch.say(f"teacher {node['name']}: fine-tuning it first, in {home.run.path}")
-        (fitted,) = home.fit(home.model())
-        home.keep(fitted)
-    home.run.unlock()
-    lab.run.refer("teacher", home.run.path)
-    return str(home.run.path)
+        return
+    lab.watch.say(f"teacher {node['name']}: fine-tuning it first, in {home.run.path}")
+    (fitted,) = home.fit(model)
+    home.keep(fitted)
 
 
 def _refuse_new_head(model: torch.nn.Module, node: dict[str, Any]) -> None:
@@ -93,7 +112,8 @@ def admit(lab: Lab, name: str, path: str, taps: Sequence[str], *, map_classes: b
         raise Refused(f"teacher {path} is not finished ({state}); finish it: sftc train resume={path}")
     if lab.run.reference(name) is None:  # else it was admitted before, and has not changed since
         lab.run.refer(name, home.run.path)
-    columns = _columns(path, home.facts.class_names, lab.facts.class_names, map_classes)
+    alike = home.facts.kind == lab.facts.kind  # else lab.teacher says what is wrong
+    columns = _columns(path, home.facts.class_names, lab.facts.class_names, map_classes) if alike else None
     live = lab.teacher(home, taps, columns)
     if hash_tensors(live.own.state_dict()) != home.run.result["fingerprints"]["model"]:
         raise Refused(f"teacher {path}: model.safetensors is not what its result.json is about; train it again")
@@ -183,11 +203,11 @@ def answering(lab: Lab, taught: Taught, *, how: str, temperature: float | None, 
     return stored
 
 
-def resolved(lab: Lab, how: str, features: bool) -> str:
+def resolved(lab: Lab, how: str, features: bool, topk: int | None) -> str:
     """live or cached, for `auto` and the others; cached needs the same pictures to come back.
 
     Raises:
-        Refused: cached was asked for, and cannot be.
+        Refused: cached was asked for, by name or by top-k, and cannot be.
     """
     augment = lab.data.augment
     why = None
@@ -197,6 +217,9 @@ def resolved(lab: Lab, how: str, features: bool) -> str:
         why = "stored answers are about unmixed pictures; set strategy.teacher_outputs=live, or mixup and cutmix to 0"
     elif augment.active and lab.data.views is None:
         why = "every epoch brings new pictures; set data.views=4, or strategy.teacher_outputs=live"
-    if how == "cached" and why:
-        raise Refused(f"strategy.teacher_outputs=cached: {why}")
+    if topk is not None and "classes" not in lab.task.offers:
+        raise Refused("strategy.cache_topk keeps the most probable classes, which this data does not have; use null")
+    if why and (how == "cached" or topk is not None):
+        asked = "teacher_outputs=cached" if topk is None else f"cache_topk={topk}"
+        raise Refused(f"strategy.{asked}: {why}")
     return ("live" if why else "cached") if how == "auto" else how

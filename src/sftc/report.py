@@ -61,10 +61,48 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
     table.add_column("", no_wrap=True)
     for name in [f"{s}\n{m}" for s in splits for m in shown] + ["\nparameters", "ms per\nrow"]:
         table.add_column(name, justify="right", no_wrap=True)
+    judged = any("gain" in row for row in rows)
+    if judged:
+        table.add_column(f"{splits[-1]} {shown[0]}\nto the best", justify="right", no_wrap=True)
     for row in rows:
         cells = [_number(row[s].get(m)) for s in splits for m in shown]
-        table.add_row(row["name"], *cells, f"{row['params']:,}", f"{row['ms_per_row']:.3f}")
+        cells += [f"{row['params']:,}", f"{row['ms_per_row']:.3f}"]
+        table.add_row(row["name"], *cells, *([_gain(row, splits[-1])] if judged else []))
     return table
+
+
+def _gain(row: dict[str, Any], split: str) -> str:
+    """The first metric's difference to the best single member; ~ where it is inside the noise."""
+    if "gain" not in row:
+        return ""
+    gain = next(iter(row["gain"][split].values()))
+    return f"{gain['difference']:+.4f}{' ~' if gain['noise'] else '  '}"
+
+
+def fused(result: dict[str, Any]) -> list[Any]:
+    """What a fusion gained against its best member, and what it owes to each."""
+    about, why = result["fused"], result["members"]
+    lines: list[Any] = []
+    for split, gain in about["gain"].items():
+        for metric, d in gain.items():
+            noise = ", which is inside the noise" if d["noise"] else ""
+            span = f"{d['low']:+.4f} to {d['high']:+.4f}"
+            lines.append(f"{split} {metric}: {d['difference']:+.4f} against {about['best_single']} ({span}){noise}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("member", no_wrap=True)
+    gains = why.get("leave_one_out", {})
+    for name in [*(f"gain by it\n{m}" for m in gains), "disagrees with\nthe others", "error\ncorrelation"]:
+        table.add_column(name, justify="right")
+    for i, name in enumerate(why["names"]):
+        cells = [_number(values[i]) for values in gains.values()]
+        table.add_row(name, *cells, *(_number(_others(why[k][i], i)) for k in ("disagreement", "error_correlation")))
+    marked = "~ cannot be told from the best single member (paired bootstrap, 95 %)"
+    return [marked, "", f"fused by {about['rule']}:", *lines, "", table]
+
+
+def _others(row: list[float | None], i: int) -> float | None:
+    values = [v for j, v in enumerate(row) if j != i and v is not None]
+    return sum(values) / len(values) if values else None
 
 
 def per_class(table: dict[str, dict[str, float]]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sftc import data as datasets
@@ -74,6 +75,7 @@ class Bench:
             settings=parts.settings(cfg),
             seed=cfg["seed"],
             data_seed=cfg.get("data_seed"),
+            split_seed=cfg["data"]["split_seed"],
             rows=rows,
             watch=self.watch,
             stop=self.stop,
@@ -118,6 +120,23 @@ class Bench:
         stored["device"] = self.device.resolved()
         self._data[repr(sorted(stored["data"].items()))] = data
         return stored
+
+    def fuse(self, node: Config, runs: list[Run], out: Path, command: str, overrides: list[str]) -> Lab:
+        """A new run that fuses finished ones: about the data of the first, which is not read unless somebody asks."""
+        first = runs[0]
+        stored = {**stored_config(first), "strategy": node}
+        facts = Facts.read(first)
+        about = environment.describe(self.device, command, overrides) | {"notes": []}
+
+        def fill(run: Run) -> None:
+            run.write_json(FILE, facts.plain())
+            learned = [rows for each in runs if (rows := each.rows_of("train")) is not None]
+            val = first.rows_of("val")
+            rows = {"train": torch.cat(learned).unique()} if learned else {}
+            run.write_rows(rows | ({} if val is None else {"val": val}), first.rows_meta())
+            run.write_json("environment.json", about)
+
+        return self.lab(stored, Run.create(out, stored, fill, alone=True), facts=facts)
 
     def resume(self, run: Run) -> Lab:
         """The lab of a run that is not finished, with the settings stored in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,50 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
             raise
     report.show(*report.skipped(lab.run.skipped))
     if not cfg["quiet"]:
-        result = lab.run.result
-        beside = ["", report.team(result["team"], result["monitor"])] if "team" in result else []
-        report.show("", report.scores(result), *beside, "", f"run folder: {lab.run.path}")
+        _show(lab.run)
     return _monitor(lab.run)
+
+
+def fuse(cfg: Config, out: Path, overrides: list[str], command: str) -> float | None:
+    """`sftc fuse runs=[RUN,RUN] fuse=RULE`: a run that answers as its members do together.
+
+    Raises:
+        Refused: what cannot be fused, naming the culprit; no folder is left.
+    """
+    runs = [Run.open(path) for path in parts.found_runs(cfg["runs"])]
+    stored = stored_config(runs[0])
+    device = Device(**(cfg.get("device") or stored["device"]))
+    node = {"name": "ensemble", "members": "runs", "n": max(2, len(runs)), "models": [], "lockstep": False}
+    node |= {
+        "runs": [os.path.abspath(run.path) for run in runs],
+        "member_lr": [],
+        "member_epochs": [],
+        "error": "linear",
+    }
+    node |= {k: cfg[k] for k in ("fuse", "temperature", "leaks")}
+    with device.active(), Stopper().listening() as stop, contextlib.ExitStack() as stack:
+        bench = Bench(device, track.make("none", cfg["quiet"]), stop)
+        lab = bench.fuse(node, runs, out, command, overrides)
+        stack.callback(lab.run.unlock)
+        try:
+            _tell(parts.strategy({"strategy": node}), lab)
+        except BaseException:  # nothing is learned yet that could be gone on with
+            lab.run.discard()
+            raise
+    if not cfg["quiet"]:
+        _show(lab.run)
+    return _monitor(lab.run)
+
+
+def _show(run: Run) -> None:
+    """The tables at the end of a run."""
+    result = run.result
+    tables: list[Any] = [] if "fused" in result else ["", report.scores(result)]
+    if "team" in result:
+        tables += ["", report.team(result["team"], result["monitor"])]
+    if "fused" in result:
+        tables += ["", *report.fused(result)]
+    report.show(*tables, "", f"run folder: {run.path}")
 
 
 def _old(cfg: Config, out: Path, overrides: list[str]) -> Run | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from sftc.device import Device
 from sftc.errors import Refused, choose
 from sftc.lab import Settings
 from sftc.loop import Budget, Care
+from sftc.store import Run
 from sftc.strategies import STRATEGIES
 from sftc.tasks import TASKS, fitting_loss, fitting_monitor
 from sftc.types import Strategy, Task
@@ -131,9 +134,37 @@ def resolve_data(node: Config, data: Data) -> Config:
     return {**out, "download": False} if "download" in out else out
 
 
+def found_runs(entries: list[Any]) -> list[str]:
+    """Run folders by what a user names: a folder, a pattern, or a sweep, whose jobs are taken in order.
+
+    Raises:
+        Refused: there is none.
+    """
+    out: list[str] = []
+    for entry in map(str, entries):
+        path = os.path.expanduser(entry)
+        matches = sorted(glob.glob(path), key=_natural) if glob.has_magic(path) else [path]
+        runs = [p for p in matches if os.path.isfile(os.path.join(p, "config.yaml"))]
+        for folder in matches if not runs else []:
+            inside = sorted(glob.glob(os.path.join(glob.escape(folder), "*", "config.yaml")), key=_natural)
+            runs += [os.path.dirname(p) for p in inside]
+        if not runs:
+            Run.open(path)  # says what is nearest
+            raise Refused(f"runs={entry} matches no run folder")
+        out += runs
+    return list(dict.fromkeys(out))
+
+
+def _natural(path: str) -> list[Any]:
+    """Sorts job 10 after job 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+
+
 def resolve_strategy(node: Config) -> Config:
     """Runs and files are named by their full path, so that the run can be gone on with from any folder."""
-    named = {k: [os.path.abspath(os.path.expanduser(str(p))) for p in node[k]] for k in ("teachers",) if node.get(k)}
+    named = {
+        k: [os.path.abspath(os.path.expanduser(str(p))) for p in node[k]] for k in ("teachers", "runs") if node.get(k)
+    }
     models = {k: resolve_files(n) for k, n in node.items() if isinstance(n, dict) and "family" in n}
     return {**node, **named, **models}
 

@@ -18,6 +18,7 @@ from sftc.errors import Refused, nearest
 
 COMMANDS = {
     "train": "train a model and write a run folder",
+    "fuse": "make one better prediction of finished runs",
     "eval": "rebuild a run's model from its folder and score it",
     "export": "write a run's model as one self-contained file",
 }

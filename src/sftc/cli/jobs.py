@@ -33,6 +33,10 @@ def train(cfg: DictConfig) -> float | None:
     return _run("train", cfg)
 
 
+def fuse(cfg: DictConfig) -> float | None:
+    return _run("fuse", cfg)
+
+
 def eval(cfg: DictConfig) -> float | None:
     return _run("eval", cfg)
 
@@ -49,7 +53,7 @@ def _run(command: str, cfg: DictConfig) -> float | None:
         out: Path | None = None
         try:
             config = compose.checked(command, cfg, hydra.runtime.choices, compose.source_dirs(hydra))
-            out = _out(config, stack) if command == "train" else None
+            out = _out(config, stack) if command in ("train", "fuse") else None
             value = _work(command, config.values, out, list(hydra.overrides.task))
         except BaseException as error:  # however a run ends, it is told here
             raise SystemExit(_tell(command, error, out)) from None
@@ -87,6 +91,8 @@ def _work(command: str, values: dict[str, Any], out: Path | None, overrides: lis
             build.check(values)  # makes the first optimizer, for which torch imports as much again
     if command == "train":
         return build.train(values, out, overrides, _command(command, overrides))
+    if command == "fuse":
+        return build.fuse(values, out, overrides, _command(command, overrides))
     {"eval": build.evaluate, "export": build.export}[command](values)
     return None
 
@@ -112,7 +118,7 @@ def _command(command: str, overrides: list[str]) -> str:
 
 def _out(config: compose.Config, stack: ExitStack) -> Path:
     """The run's folder: the resumed one, the one asked for, or a new one under outputs/."""
-    resume, out = config.values["resume"], config.values["out"]
+    resume, out = config.values.get("resume"), config.values["out"]
     if resume == "auto" and (Path(out) / "config.yaml").is_file():
         return Path(out)
     if resume not in (None, "auto"):

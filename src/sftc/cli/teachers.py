@@ -27,7 +27,13 @@ def usual(dirs: list[Path], strategy: str, model: str) -> str:
     return next((table[name] for name in names if name in table), NONE)
 
 
-RESOLVERS = {"usual_teacher": usual}
+def usual_rule(dirs: list[Path], strategy: str) -> str:
+    """The option of `fuse` a strategy starts from: what belongs to its members, if it fuses at all."""
+    fuses = any("fuse" in schema.read(file).specs for _, file in conf.lineage(dirs, "strategy", strategy))
+    return "auto" if fuses else NONE
+
+
+RESOLVERS = {"usual_teacher": usual, "usual_fuse": usual_rule}
 
 
 def register(dirs: list[Path]) -> None:

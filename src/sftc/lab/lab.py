@@ -6,6 +6,8 @@ goes on, else it starts; `keep` on a finished run does nothing. So resuming is r
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from sftc import loop
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.lab import results
+from sftc.lab import results, teams
 from sftc.lab.fitting import assemble, penalties
 from sftc.lab.settings import Settings, Watch
 from sftc.loop import Fitted
@@ -27,6 +29,7 @@ from sftc.stop import Stopper
 from sftc.store import Run
 from sftc.types import Batch, Metrics, Predictions, Source, Task
 
+TIMED = 16  # rows of a timed forward
 PROBED = 64  # rows of the first batch on which the terms' shares of the gradient are looked at
 
 
@@ -38,6 +41,7 @@ class Lab:
         facts: what the model knows of its data (classes, shape, scaling); the data itself by default.
         seed: decides first weights and dropout.
         data_seed: decides order and augmentation; the same by default.
+        split_seed: decides every choice of rows, so that members of a team agree on them.
         build: () -> a fresh model, which carries its `facts`.
         open: run folder -> the Lab of that finished run.
         fork: (name, seed=, rows=, **groups) -> the Lab of a member run with its own true config.
@@ -58,6 +62,7 @@ class Lab:
         settings: Settings,
         seed: int = 0,
         data_seed: int | None = None,
+        split_seed: int = 0,
         rows: Tensor | None = None,
         watch: Watch | None = None,
         stop: Stopper | None = None,
@@ -73,6 +78,7 @@ class Lab:
         self.settings = settings
         self.seed = seed
         self.data_seed = seed if data_seed is None else data_seed
+        self.split_seed = split_seed
         self.rows = rows
         self.watch = watch or Watch()
         self.stop = stop or Stopper()
@@ -98,6 +104,8 @@ class Lab:
 
     def restore(self, which: str = "model") -> nn.Module:
         """The model of this run with the weights it kept. Raises Refused: none are there, or they do not fit."""
+        if self.run.fused:
+            return self.device.place(teams.restored(self)).eval()
         model = self.model()
         state = self.run.weights(which)
         try:
@@ -272,6 +280,22 @@ class Lab:
         meter = self.task.meter()
         predictions = self.predict(model, split, meter=meter)
         return predictions, meter.compute(), meter.per_class()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def milliseconds(self, model: nn.Module) -> float:
+        """Median time of a forward in eval mode, per row, on a few real rows."""
+        model.eval()
+        inputs = next(iter(self.source("val").epoch(0))).map(lambda t: t[:TIMED]).inputs
+        rows = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+        times = []
+        for _ in range(4):
+            self.device.wait()
+            begun = time.perf_counter()
+            with self.device.autocast():
+                model(self.device.inputs(inputs))
+            self.device.wait()
+            times.append(time.perf_counter() - begun)
+        return 1000 * statistics.median(times[1:]) / rows
 
     def keep(self, fitted: Fitted, more: results.More = lambda found: {}) -> None:
         """Write weights, predictions, result and card: after this the run is finished. Test is read here, once.

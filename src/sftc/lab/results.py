@@ -46,6 +46,7 @@ def keep(lab: Lab, fitted: Fitted, more: More) -> None:
             "best": fitted.best,
             "last": last,
             "params": sum(p.numel() for p in model.parameters()),
+            "ms_per_row": lab.milliseconds(model),
             "model": getattr(model, "facts", {}),
             "seconds": fitted.seconds,
             "ended": fitted.ended,

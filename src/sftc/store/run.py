@@ -236,6 +236,25 @@ class Run:
             raise Refused(f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}")
         return read_tensors(path)
 
+    @property
+    def fused(self) -> bool:
+        """Whether its model is a rule over members."""
+        return (self.path / "fusion.json").is_file()
+
+    def write_fusion(self, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """fusion.json: rule, options, members with the hashes of their weights. fusion.safetensors: what was fitted."""
+        if state:  # a rule that learns nothing has none
+            write_tensors(self.path / "fusion.safetensors", state)
+        self.write_json("fusion.json", about)
+
+    def fusion(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The rule of a fused run and its state. Raises Refused: not of this form."""
+        about = self.read_json("fusion.json")
+        if not {"rule", "options", "temperature", "taps", "members"} <= about.keys():
+            raise Refused(f"{self.path / 'fusion.json'} is not what sftc fuse writes")
+        path = self.path / "fusion.safetensors"
+        return about, read_tensors(path) if path.is_file() else {}
+
     def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:
         """preds/<split>.safetensors with the model's hash and the data's fingerprint."""
         tensors = {"scores": p.scores, "target": p.target, "row": p.row}

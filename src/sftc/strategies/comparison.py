@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from sftc.types import Metrics, Predictions, Task
 if TYPE_CHECKING:
     from sftc.strategies.teachers import Taught
 
-TIMED = 64  # rows of a timed forward
 NAMED = 20  # rows of a disagreement that are listed
 
 
@@ -53,24 +50,7 @@ def _teachers(lab: Lab, taught: Taught, splits: list[str]) -> dict[str, Metrics]
 def _row(lab: Lab, name: str, model: nn.Module, run: str | Path, metrics: dict[str, Metrics]) -> dict[str, Any]:
     params = sum(p.numel() for p in model.parameters())
     run = os.path.relpath(run, lab.run.path)
-    return {"name": name, "run": run, "params": params, "ms_per_row": _milliseconds(lab, model), **metrics}
-
-
-@torch.no_grad()
-def _milliseconds(lab: Lab, model: nn.Module) -> float:
-    """Median time of a forward in eval mode, per row, on real rows."""
-    model.eval()
-    inputs = next(iter(lab.source("val").epoch(0))).map(lambda t: t[:TIMED]).inputs
-    rows = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
-    times = []
-    for _ in range(6):
-        lab.device.wait()
-        begun = time.perf_counter()
-        with lab.device.autocast():
-            model(lab.device.inputs(inputs))
-        lab.device.wait()
-        times.append(time.perf_counter() - begun)
-    return 1000 * statistics.median(times[1:]) / rows
+    return {"name": name, "run": run, "params": params, "ms_per_row": lab.milliseconds(model), **metrics}
 
 
 def disagreement(lab: Lab, student: Predictions, teachers: Tensor) -> dict[str, Any]:

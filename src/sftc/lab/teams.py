@@ -1,0 +1,111 @@
+"""A fused run: members that are runs of their own, and a rule. It opens like any other run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sftc import fusion
+from sftc.data.rows import digest
+from sftc.errors import Refused
+from sftc.models.fused import Fused, gathered
+from sftc.models.surgery import Tapped
+from sftc.store import Run
+from sftc.types import Metrics, Predictions
+
+if TYPE_CHECKING:
+    from sftc.lab.lab import Lab
+
+
+class Outcome(Protocol):
+    """A fitted rule and what it gave."""
+
+    rule: str
+    made_with: dict[str, Any]  # options the rule is made with again; what it has learnt is in its state
+    taps: list[list[str]]
+    pooling: fusion.Pooling
+    temperature: float
+    found: dict[str, Predictions]
+    metrics: dict[str, Metrics]
+
+
+def keep(
+    lab: Lab,
+    outcome: Outcome,
+    members: Mapping[str, list[Run]],
+    marks: Mapping[str, Mapping[str, str]],
+    seconds: float,
+    more: dict[str, Any],
+) -> None:
+    """Write rule, predictions and result: after this the run is finished.
+
+    Args:
+        members: name of a voice -> its runs; several speak as their mean.
+        marks: of the members' predictions: which data and rows they are about.
+    """
+    run, task = lab.run, lab.task
+    hashes: dict[str, list[str]] = {}
+    for name, runs in members.items():
+        hashes[name] = [member.result["fingerprints"]["model"] for member in runs]
+        for i, member in enumerate(runs):
+            if member.path != run.member(_name(name, i, len(runs))):
+                run.refer(_name(name, i, len(runs)), member.path)
+    state = outcome.pooling.state()
+    about = {"rule": outcome.rule, "options": outcome.made_with, "temperature": outcome.temperature}
+    about |= {"taps": outcome.taps, "members": hashes}
+    run.write_fusion(about, state)
+    mark = {"model": digest(about, *state.values()), "data": marks["val"].get("data", "")}
+    for split, predictions in outcome.found.items():
+        run.write_predictions(split, predictions, {**mark, "split": marks[split].get("split", "")})
+    at = {"epoch": 0, "step": 0, "val": outcome.metrics["val"]}
+    last = {**at, "test": outcome.metrics["test"]} if "test" in outcome.metrics else at
+    result = {"monitor": task.monitor, "maximize": task.maximize, **outcome.metrics, "best": at, "last": last}
+    result |= {"seconds": seconds, "ended": "fused", "fingerprints": mark, "per_class": {}}
+    run.write_result({**result, **more})
+    lab.card()
+    run.mark("finished", value=outcome.metrics["val"].get(task.monitor))
+
+
+def restored(lab: Lab) -> Fused:
+    """The members of a fused run, each checked against the hash it was fused with, under its rule."""
+    about, state = lab.run.fusion()
+    voices = []
+    for name, hashes in about["members"].items():
+        homes = [_home(lab, _name(name, i, len(hashes)), each) for i, each in enumerate(hashes)]
+        models = [lab.teacher(home).model for home in homes]
+        voices.append(models[0] if len(models) == 1 else Fused(models, fusion.make("mean", lab.task), lab.task))
+    pooling = fusion.make(about["rule"], lab.task, **about["options"])
+    pooling.load(state)
+    return Fused(voices, pooling, lab.task, about["temperature"], about["taps"])
+
+
+def features(lab: Lab, homes: Sequence[Lab], taps: Sequence[Sequence[str]], split: str) -> list[Tensor]:
+    """What the tapped layers give for every row of a split: [N, D] for each tap, on the CPU."""
+    out: list[Tensor] = []
+    for home, paths in zip(homes, taps, strict=True):
+        if not paths:
+            continue
+        tapped = Tapped(lab.teacher(home).model, paths)
+        parts: list[list[Tensor]] = []
+        for batch in lab.source(split).epoch(0):
+            with torch.no_grad(), lab.device.autocast():
+                found = tapped(lab.device.inputs(batch.inputs)).features
+            parts.append([gathered(found[path]).cpu() for path in paths])
+        tapped.close()
+        out += [torch.cat(each) for each in zip(*parts, strict=True)]
+    return out
+
+
+def _home(lab: Lab, name: str, known: str) -> Lab:
+    path = lab.run.reference(name) or lab.run.member(name)
+    home = lab.open(str(path))
+    if home.run.result["fingerprints"]["model"] != known:
+        raise Refused(f"{path} is no longer the member {name} that {lab.run.path} was fused from; fuse again")
+    return home
+
+
+def _name(name: str, i: int, count: int) -> str:
+    return name if count == 1 else f"{name}-fold{i}"

@@ -1,0 +1,166 @@
+"""Members in, one fused run out: what `sftc fuse` does, and every ensemble at its end.
+
+Honest: what is printed for validation was fitted on other rows of it, what is kept on all of it, and test is read once.
+Stored predictions are used again where they are about the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sftc import fusion
+from sftc.errors import Refused
+from sftc.fusion.honest import out_of_fold, tempered
+from sftc.lab import Lab, teams
+from sftc.strategies import souping, weighing
+from sftc.strategies.members import Unit
+from sftc.types import Metrics, Predictions
+
+ALL = ("vote", "mean", "mean_logit", "rank", "median", "trimmed", "weighted", "greedy", "stacking", "cascade")
+
+BOOSTINGS = ("weighted_vote", "weighted_median")  # rules that take what boosting gave each member
+
+
+class Voice:
+    """What a unit says: its predictions of each split, their marks, and what it costs."""
+
+    def __init__(self, lab: Lab, unit: Unit) -> None:
+        self.unit = unit
+        self.found: dict[str, Predictions] = {}
+        self.marks: dict[str, dict[str, str]] = {}
+        for split in weighing.splits(unit.homes):
+            parts = [weighing.predictions(lab, home, split) for home in unit.homes]
+            first, self.marks[split] = parts[0]
+            scores = torch.stack([p.scores for p, _ in parts]).mean(0) if len(parts) > 1 else first.scores
+            self.found[split] = Predictions(scores, first.target, first.row)
+        results = [home.run.result for home in unit.homes]
+        self.params: int = sum(r["params"] for r in results)
+        self.ms: float = sum(r.get("ms_per_row") or 0.0 for r in results)
+
+
+class Outcome:
+    """A rule, fitted: its honest scores on validation, its scores on test, and what they are worth."""
+
+    def __init__(self, lab: Lab, voices: list[Voice], rule: dict[str, Any], heat: bool) -> None:
+        self.rule: str = rule["name"]
+        self.options = {k: v for k, v in rule.items() if k not in ("name", "taps")}
+        self.voices = voices
+        self.taps = _taps(rule.get("taps") or [], len(voices))
+        self.task = lab.task
+        self.made_with = self._options()
+        heat = heat and "probabilities" in lab.task.offers
+        first = voices[0].found
+        scores = {s: torch.stack([v.found[s].scores for v in voices]) for s in first}
+        features = {s: teams.features(lab, [v.unit.homes[0] for v in voices], self.taps, s) for s in first}
+        held, target = self._held_out(lab, scores["val"], features["val"])
+        temperature = fusion.Temperature(lab.task).fit(held, target) if heat else None
+        self.temperature = 1.0 if temperature is None else temperature.value
+        honest = tempered(lab.task, held, target, seed=lab.split_seed) if heat else held
+        self.found = {"val": _like(first["val"], honest)}
+        if "test" in first:
+            fused = self.pooling.apply(scores["test"], features["test"])
+            self.found["test"] = _like(first["test"], fused if temperature is None else temperature.apply(fused))
+        self.metrics: dict[str, Metrics] = {s: weighing.scored(lab.task, p) for s, p in self.found.items()}
+
+    def make(self, members: list[int] | None = None) -> fusion.Pooling:
+        """The rule, not fitted yet; of some of the members only, if they are named by number."""
+        return fusion.make(self.rule, self.task, **self._options(members))
+
+    def _options(self, members: list[int] | None = None) -> dict[str, Any]:
+        voices = self.voices if members is None else [self.voices[i] for i in members]
+        options = dict(self.options)
+        if options.get("weights") is not None and members is not None:
+            options["weights"] = [options["weights"][i] for i in members]
+        elif self.rule in BOOSTINGS and options.get("weights") is None:
+            known = [v.unit.weight for v in voices]
+            options["weights"] = [1.0] * len(voices) if None in known else known
+        if self.rule == "cascade":
+            options["costs"] = [float(v.params) for v in voices]
+        return options
+
+    def _held_out(self, lab: Lab, val: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Fused scores of validation rows that the rule was not fitted on; and the rule, fitted for use."""
+        target = self.voices[0].found["val"].target
+        self.pooling = self.make()
+        trained_on = None if features else _left_out(lab, self.voices)
+        if trained_on is None:
+            self.pooling.fit(val, target, features)
+            return out_of_fold(self.make, val, target, features, seed=lab.split_seed), target
+        self.pooling.fit(*trained_on)  # on training rows that none of the folds had seen: validation stays fresh
+        return self.pooling.apply(val), target
+
+
+def fuse(lab: Lab, units: list[Unit], rule: dict[str, Any], *, temperature: bool, leaks: bool) -> None:
+    """Fuse the units by a rule, or by all that apply, and keep the outcome as this run."""
+    if lab.run.finished:
+        return
+    begun = time.perf_counter()
+    weighing.check(lab, units, leaks)
+    voices = [Voice(lab, unit) for unit in units]
+    weighing.comparable(voices)
+    if rule["name"] == "soup":
+        souping.soup(lab, voices, rule)
+        return
+    tried = _all(lab) if rule["name"] == "all" else [{**rule, "name": _named(lab, rule["name"], units)}]
+    outcomes = [Outcome(lab, voices, each, temperature) for each in tried]
+    best = min(outcomes, key=lambda o: weighing.cost(o.metrics["val"]))
+    members = {unit.name: [home.run for home in unit.homes] for unit in units}
+    more = weighing.tables(lab, voices, outcomes, best)
+    teams.keep(lab, best, members, voices[0].marks, time.perf_counter() - begun, more)
+
+
+def _named(lab: Lab, name: str, units: list[Unit]) -> str:
+    """`auto`: what belongs to the members."""
+    if name != "auto":
+        return name
+    if all(unit.weight is not None for unit in units):
+        return "weighted_vote" if "classes" in lab.task.offers else "weighted_median"
+    return "stacking" if all(unit.folds for unit in units) and len(units) > 1 else "mean"
+
+
+def _all(lab: Lab) -> list[dict[str, Any]]:
+    """Every rule that makes sense for the task and needs nothing more than scores."""
+    out = [{"name": "best"}]
+    for name in ALL:
+        try:
+            fusion.make(name, lab.task, **({"costs": [1.0]} if name == "cascade" else {}))
+        except Refused:
+            continue
+        out.append({"name": name})
+    return out
+
+
+def _like(reference: Predictions, scores: Tensor) -> Predictions:
+    return Predictions(scores.float(), reference.target, reference.row)
+
+
+def _taps(paths: list[Any], count: int) -> list[list[str]]:
+    """For each member the paths it is tapped at: one for all, or one each."""
+    if len(paths) not in (0, 1, count):
+        raise Refused(f"fuse.taps={paths} must hold one module path for all, or one for each of {count} members")
+    each = paths * count if len(paths) == 1 else paths or [None] * count
+    return [[] if path is None else [str(path)] for path in each]
+
+
+def _left_out(lab: Lab, voices: list[Voice]) -> tuple[Tensor, Tensor] | None:
+    """Scores of the training rows, each by the fold that did not learn from it, if all units are folds."""
+    if not all(v.unit.folds for v in voices):
+        return None
+    split = lab.data.splits["train"]
+    return torch.stack([_of_folds(lab, v.unit) for v in voices]), split.target[split.rows]
+
+
+def _of_folds(lab: Lab, unit: Unit) -> Tensor:
+    rows = lab.data.splits["train"].rows
+    place = torch.full((int(rows.max()) + 1,), -1)
+    place[rows] = torch.arange(len(rows))
+    pairs = zip(unit.homes, unit.folds or [], strict=True)
+    parts = [lab.predict(home.restore(), "train", rows=held) for home, held in pairs]
+    scores = torch.full((len(rows), *parts[0].scores.shape[1:]), torch.nan)
+    for part in parts:
+        scores[place[part.row]] = part.scores
+    return scores

@@ -1,0 +1,174 @@
+"""Ways to make the members of an ensemble: each is an ordinary run, and a replay makes the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sftc.errors import Refused
+from sftc.fusion import boosting
+from sftc.fusion.folds import assign
+from sftc.lab import Lab
+from sftc.objective import mix
+
+Groups = dict[str, Any]
+
+
+class Unit:
+    """One voice of a fusion: a member, or the folds of one model, which speak as their mean.
+
+    Args:
+        weight: what boosting gives it.
+        folds: for each home, the source rows it may be asked about because it did not learn from them; None: not folds.
+    """
+
+    def __init__(
+        self, name: str, homes: Sequence[Lab], weight: float | None = None, folds: Sequence[Tensor] | None = None
+    ) -> None:
+        self.name = name
+        self.homes = list(homes)
+        self.weight = weight
+        self.folds = folds
+
+
+def seeds(lab: Lab, node: Groups) -> list[Unit]:
+    """Fresh first weights each (Lakshminarayanan et al. 2017)."""
+    return _trained(lab, node, [_changes(lab, node, i) for i in range(node["n"])])
+
+
+def models(lab: Lab, node: Groups) -> list[Unit]:
+    """Another architecture each."""
+    if len(node["models"]) < 2:
+        raise Refused("strategy.members=models needs two or more: strategy.models=[resnet18,vgg16]")
+    nodes = node["models"]
+    return _trained(lab, node, [_changes(lab, node, i) | {"model": m} for i, m in enumerate(nodes)])
+
+
+def bagging(lab: Lab, node: Groups) -> list[Unit]:
+    """A bootstrap sample of the rows each (Breiman 1996), as counts: a row drawn twice weighs twice."""
+    rows = lab.data.splits["train"].rows
+    counts = []
+    for i in range(node["n"]):
+        generator = np.random.default_rng(mix(lab.data_seed, 11, i))
+        draw = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
+        weight = torch.zeros(int(rows.max()) + 1)
+        weight[rows] = torch.from_numpy(draw).float()
+        counts.append(weight)
+    return _trained(lab, node, [_changes(lab, node, i) for i in range(node["n"])], counts)
+
+
+def _trained(
+    lab: Lab, node: Groups, changes: list[Groups], weights: Sequence[Tensor | None] | None = None
+) -> list[Unit]:
+    """The members, one after another or in lockstep on one pass over the data: with the same result."""
+    weights = [None] * len(changes) if weights is None else weights
+    homes = [lab.fork(f"member{i}", **change) for i, change in enumerate(changes)]
+    if node["lockstep"]:
+        if not all(home.run.finished for home in homes):
+            learners = [
+                home.learner(home.model(), row_weight=weight, name=f"member{i}")
+                for i, (home, weight) in enumerate(zip(homes, weights, strict=True))
+            ]
+            for home, fitted in zip(homes, lab.fit(*learners), strict=True):
+                home.keep(fitted)
+    else:
+        for home, weight in zip(homes, weights, strict=True):
+            _train(home, weight)
+    return [Unit(home.run.path.name, [home]) for home in homes]
+
+
+def _train(home: Lab, weight: Tensor | None = None, **how: Any) -> None:
+    if not home.run.finished:
+        (fitted,) = home.fit(home.learner(home.model(), row_weight=weight), **how)
+        home.keep(fitted)
+
+
+def snapshot(lab: Lab, node: Groups) -> list[Unit]:
+    """One training whose rate falls to zero and starts again; a member at the end of each cycle (Huang et al. 2017)."""
+    epochs = max(1, lab.settings.budget.epochs // node["n"])
+    units: list[Unit] = []
+    for i in range(node["n"]):
+        change: Groups = _changes(lab, node, i) | {"seed": lab.seed}
+        change.setdefault("epochs", epochs)
+        change["schedule"] = {**lab.run.config["schedule"], "name": "cosine"}
+        if units:
+            last = units[-1].homes[0].run.path.resolve()
+            change["model"] = {**lab.run.config["model"], "checkpoint": f"{last}/last.safetensors"}
+        home = lab.fork(f"member{i}", **change)
+        _train(home)
+        units.append(Unit(home.run.path.name, [home]))
+    return units
+
+
+def folds(lab: Lab, node: Groups) -> list[Unit]:
+    """Each row is left out by one fold, whose model then predicts it: nothing a rule is fitted on was learned from."""
+    split = lab.data.splits["train"]
+    rows = split.rows
+    number = assign(lab.task, split.target[rows], node["n"], lab.split_seed)
+    parts = [rows[number == k] for k in range(node["n"])]
+    units = []
+    for m, model in enumerate(node["models"] or [None]):
+        homes = []
+        for k, held in enumerate(parts):
+            change: Groups = _changes(lab, node, m) | ({} if model is None else {"model": model})
+            change["rows"] = rows[~torch.isin(rows, held)]
+            home = lab.fork(f"model{m}-fold{k}", **change)
+            _train(home, val_rows=held)
+            homes.append(home)
+        units.append(Unit(f"model{m}", homes, folds=parts))
+    return units
+
+
+def boosted(lab: Lab, node: Groups) -> list[Unit]:
+    """Each member learns most from what the ones before it missed: SAMME for classes, AdaBoost.R2 for values."""
+    task, split = lab.task, lab.data.splits["train"]
+    if "labels" in task.offers:
+        raise Refused("strategy.members=boosting is for classes or values; these data hold several labels per row")
+    rows, target = split.rows, split.target[split.rows]
+    known = task.labelled(target)
+    weight = known.double() / known.sum()
+    units: list[Unit] = []
+    for i in range(node["n"]):
+        home = lab.fork(f"member{i}", **_changes(lab, node, i))
+        spread = torch.zeros(int(rows.max()) + 1)
+        spread[rows] = (weight * known.sum()).float()
+        _train(home, spread)
+        scores = lab.predict(home.restore(), "train").scores
+        if "classes" in task.offers:
+            done = boosting.samme(
+                weight, task.miss(scores, target).double().masked_fill(~known, torch.nan), task.out_dim
+            )
+        else:
+            done = boosting.r2(weight, (scores - target).abs().mean(1), node["error"])
+        if done.stop == "chance" and units:
+            lab.watch.say(f"boosting ends: member {i} is no better than chance on the rows that count now")
+            break
+        weight = done.row_weight
+        units.append(Unit(home.run.path.name, [home], weight=done.weight or 1.0))
+        if done.stop:
+            break
+    return units
+
+
+def _changes(lab: Lab, node: Groups, i: int) -> Groups:
+    """The config of member `i`: its own first weights, the team's order and augmentation, what is set for it alone."""
+    change: Groups = {"seed": lab.seed + i, "data_seed": lab.data_seed}
+    for key, name in (("member_lr", "lr"), ("member_epochs", "epochs")):
+        values = node[key]
+        if values and i < len(values):
+            change |= {"optim": {**lab.run.config["optim"], "lr": values[i]}} if name == "lr" else {"epochs": values[i]}
+    return change
+
+
+MAKERS: dict[str, Callable[[Lab, Groups], list[Unit]]] = {
+    "seeds": seeds,
+    "models": models,
+    "bagging": bagging,
+    "boosting": boosted,
+    "snapshot": snapshot,
+    "folds": folds,
+}

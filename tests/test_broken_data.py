@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import psutil
@@ -25,7 +26,7 @@ from PIL import Image
 from files import make, paint, write_mnist
 from problems import After, lab, plain, same
 from sftc import data
-from sftc.data import folder
+from sftc.data import folder, random
 from sftc.data import source as sources
 from sftc.data.pictures import Unreadable, pixels
 from sftc.errors import Refused, Stopped
@@ -229,11 +230,18 @@ def test_a_run_skips_alike_held_streamed_and_gone_on_with(tmp_path: Path):
 
 def test_what_was_skipped_in_an_earlier_sitting_is_still_listed(tmp_path: Path):
     """Killed once the last step is saved: who goes on reads no training row again."""
-    root = f"data.root={broken_pets(tmp_path)}"
+    pets = make(tmp_path / "pets", n=12)
+    table: Any = build(pets).splits["train"].table
+    late = table.path(random.order(0, 0, 24)[-1])  # the first batch is looked at again
+    Path(late).write_bytes(b"")
+    root = f"data.root={pets}"
     with pytest.raises(Stopped):
-        plain(tmp_path / "run", *SKIP, root, "data.cache=none", "max_steps=15", stop=After(15))
+        plain(tmp_path / "run", *SKIP, root, "data.cache=none", stop=After(19))  # 15 steps, and what validation asks
+    state = Run(tmp_path / "run").checkpoints.read()
+    assert state is not None
+    assert state["step"] == 15
     run = plain(tmp_path / "run")
-    assert list(run.skipped) == ["train", "val", "test"]
+    assert run.skipped == {"train": {"of": 24, "rows": {late: "it is empty"}}}
 
 
 def test_more_than_half_is_refused(tmp_path: Path):

@@ -45,7 +45,7 @@ def alive(loader: DataLoader) -> Iterator[Any]:
         raise Died("a process that reads data died (killed, or out of memory)") from None
     finally:
         for worker in workers:  # left early, the loader would wait for each to end what it is at
-            worker.terminate()
+            worker.kill()  # a first SIGTERM it would let pass
 
 
 @contextlib.contextmanager

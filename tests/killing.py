@@ -101,7 +101,7 @@ class Aim:
             setattr(owner, name, self._around(getattr(owner, name)))
         files.write_bytes = self._torn  # pyright: ignore
         files.appended = self._torn_line  # pyright: ignore
-        checkpoints._Hashing.write = self._torn_write(checkpoints._Hashing.write)  # pyright: ignore
+        checkpoints._Summing.write = self._torn_write(checkpoints._Summing.write)  # pyright: ignore
         # A start or an end that goes on has fewer moments than a whole one. These come last.
         Steps.train = self._at_the_latest("start", Steps.train)  # pyright: ignore
         commands._tell = self._at_the_latest("end", commands._tell)

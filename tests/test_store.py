@@ -133,6 +133,6 @@ def test_metrics_forget_what_came_after_the_checkpoint_and_lines_torn_by_a_kill(
 
 def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path):
     (tmp_path / "r").mkdir()
-    (tmp_path / "r" / ".environment.json.1.abc.tmp").write_text("{")
+    (tmp_path / "r" / ".environment.json.1.abcdef.tmp").write_text("{")
     run = Run.create(tmp_path / "r", {"model": {"name": "x"}})
     assert {p.name for p in run.path.iterdir()} == {"config.yaml", "status.json"}

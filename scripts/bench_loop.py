@@ -23,14 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sftc.build.bench import Bench
+from sftc.cli.compose import check_all
 from sftc.cli.conf import conf_dir
 from sftc.device import Device
 from sftc.lab import Lab
@@ -39,10 +38,7 @@ ONE_THREAD = ("device=cpu", "device.threads=1", "quiet=true")
 
 
 def make_lab(folder: Path, *overrides: str, bench: Bench | None = None) -> Lab:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = OmegaConf.to_container(compose("train", [*ONE_THREAD, *overrides]), resolve=True)
-    assert isinstance(cfg, dict)
-    cfg.pop("hydra", None)
+    cfg = check_all("train", [*ONE_THREAD, *overrides], [conf_dir()], sweep=False).values
     return (bench or Bench(Device(**cfg["device"]))).start(cfg, folder, "bench", list(overrides))
 
 

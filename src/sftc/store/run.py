@@ -183,7 +183,7 @@ class Run:
         path = self.path / name
         try:
             value = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as e:
             raise Refused(f"{path} cannot be read as JSON ({e})") from None

@@ -34,12 +34,13 @@ def samme(row_weight: Tensor, miss: Tensor, classes: int, rate: float = 1.0) -> 
         rate: multiplies the weight of the member.
     """
     w, seen = row_weight.double(), ~miss.isnan() & (row_weight > 0)
+    least = _half_a_row(seen)
     wrong = miss.double().nan_to_num(0.0)
     error = float((w * wrong)[seen].sum() / w[seen].sum())
     if not error < 1 - 1 / classes:
         return Round(row_weight, 0.0, error, "chance")
-    error_for_weight = max(error, _half_a_row(seen))
-    weight = rate * (math.log((1 - error_for_weight) / error_for_weight) + math.log(classes - 1))
+    floored = max(error, least)
+    weight = rate * (math.log((1 - floored) / floored) + math.log(classes - 1))
     if error <= 0:
         return Round(row_weight, weight, 0.0, "perfect")
     return Round(_rescaled(w, w * (weight * wrong).exp(), seen).to(row_weight.dtype), weight, error, None)
@@ -57,13 +58,14 @@ def r2(row_weight: Tensor, error: Tensor, loss: str = "linear", rate: float = 1.
     """
     choose("loss", loss, LOSSES)
     w, seen = row_weight.double(), ~error.isnan() & (row_weight > 0)
+    least = _half_a_row(seen)
     e = error.double().nan_to_num(0.0)
     e = e / e[seen].max().clamp_min(torch.finfo(torch.float64).tiny)
     e = e.square() if loss == "square" else 1 - (-e).exp() if loss == "exponential" else e
     mean = float((w * e)[seen].sum() / w[seen].sum())
     if mean >= 0.5:
         return Round(row_weight, 0.0, mean, "chance")
-    floored = max(mean, _half_a_row(seen))
+    floored = max(mean, least)
     beta = floored / (1 - floored)
     weight = -rate * math.log(beta)
     if mean <= 0:

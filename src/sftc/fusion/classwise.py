@@ -19,7 +19,7 @@ from sftc.types import Task
 
 ALPHAS = (1e4, 1e3, 1e2, 1e1, 1.0)
 INNER = 5
-BLOCK = 1 << 22  # numbers of a temporary
+BLOCK = 1 << 26  # numbers of a temporary
 LEAST = 0.01  # no answer falls below this share of the plain mean: a line can cross 0, and a log cannot follow
 
 
@@ -66,9 +66,9 @@ def _products(
     cross, square = torch.empty_like(gram[..., 0]), torch.empty_like(gram[..., 0, 0])
     step = max(1, BLOCK // (len(rows) * (members + 1)))
     for c in range(0, outputs, step):
-        said = scores[:, :, c : c + step].index_select(1, rows)  # [M, n, c]
-        x = torch.ones(said.shape[2], members + 1, len(rows), dtype=scores.dtype)
-        x[:, :-1] = said.permute(2, 0, 1)
+        x = torch.ones(min(step, outputs - c), members + 1, len(rows), dtype=scores.dtype)
+        for m, member in enumerate(scores):
+            x[:, m] = member.index_select(0, rows)[:, c : c + step].T
         mean = x[:, :-1].mean(1)
         if bool(mean.isnan().any()):
             mean = x[:, :-1].nanmean(1)

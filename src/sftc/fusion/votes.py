@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sftc.fusion.pooling import PROBABILITIES, Pooling, answers, given, pool
+from sftc.fusion.pooling import PROBABILITIES, Pooling, absent, answers, given, pool
 from sftc.types import Task
 
 TIE = 1e-9  # shares of votes nearer than this are the same
@@ -28,7 +28,7 @@ class Vote(Pooling):
 
     def apply(self, scores: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         members = answers(scores)
-        votes = pool(scores, change=self.task.hard) * members
+        votes = _votes(self.kind, scores) * members
         return ((votes + pool(scores)) / (members + 1)).to(scores.dtype)
 
 
@@ -49,7 +49,7 @@ class WeightedVote(Pooling):
         self.learnt = {"weights": numbers / numbers.sum()}
 
     def apply(self, scores: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
-        votes = pool(scores, self.fitting(self.part("weights"), scores), self.task.hard)
+        votes = _votes(self.kind, scores, self.fitting(self.part("weights"), scores))
         mean = pool(scores)
         out = (len(scores) * votes + mean) / (len(scores) + 1)
         # Unlike single votes, weights can differ by less than the mean: then the winner by weight takes first place.
@@ -77,6 +77,22 @@ class Rank(Pooling):
         # Sums of points are multiples of a half: less than that only breaks ties.
         points = pool(scores, change=_points) * members + 0.499 * pool(scores)
         return (points / points.sum(1, keepdim=True)).to(scores.dtype)
+
+
+def _votes(kind: str, scores: Tensor, weights: Tensor | None = None) -> Tensor:
+    """[N, C] share of the votes, weighted by [M]; as `pool` of one-hot answers, which it does not write out."""
+    if kind == "labels":
+        return pool(scores, weights, lambda member: (member >= 0.5).to(member.dtype))
+    votes = scores.new_zeros(scores.shape[1:], dtype=torch.float64)
+    for m, member in enumerate(scores):
+        here = ~absent(member) * (1.0 if weights is None else float(weights[m]))
+        votes.scatter_add_(1, member.argmax(1, keepdim=True), here.double()[:, None])
+    count = votes.sum(1, keepdim=True)
+    lost = count[:, 0] == 0
+    votes /= count
+    if weights is not None and bool(lost.any()):
+        votes[lost] = _votes(kind, scores[:, lost])
+    return votes
 
 
 def _points(member: Tensor) -> Tensor:

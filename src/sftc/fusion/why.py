@@ -56,7 +56,9 @@ def disagreement(task: Task, scores: Tensor) -> Tensor:
     said = torch.stack([_said(task, member) for member in scores])  # [M, N, K]
     out = torch.empty(len(said), len(said), dtype=torch.float64)
     for m, mine in enumerate(said):
-        apart = (said - mine).square() if kind_of(task) == "values" else (said - mine).abs().clamp_max(1)
+        apart = (said - mine).square()
+        if kind_of(task) != "values":
+            apart = apart.clamp_max(1)  # class numbers: one is as far away as another
         out[m] = apart.flatten(1).nanmean(1)
     return out.sqrt() if kind_of(task) == "values" else out
 

@@ -14,6 +14,7 @@ from fusing import TASKS, rule, team
 from sftc.errors import Refused
 from sftc.fusion import make
 from sftc.fusion.measures import known_columns, measure
+from sftc.fusion.picks import select
 from sftc.fusion.simplex import least_nll, least_squares
 
 CLASSES, LABELS, VALUES = TASKS.values()
@@ -296,3 +297,21 @@ def test_a_wrong_number_of_weights_is_refused():
     scores, _ = team("classes")
     with pytest.raises(Refused, match="each of 2 members, and 4 came"):
         make("weighted", CLASSES, how="given", weights=[1, 2]).apply(scores)
+
+
+def test_a_tie_goes_to_who_is_chosen_already_though_another_comes_earlier():
+    table = {3.0: 9.0, 0.0: 5.0, 1.5: 5.0, 1.0: 4.0, 2.0: 1.0}  # in round 2, one of each is as good as the second twice
+    loss = lambda means: torch.tensor([table[round(float(m), 6)] for m in means]).double()  # noqa: E731
+    assert select(torch.tensor([[3.0], [0.0]]), loss, 3).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_gap_is_filled_with_the_mean_of_who_answered(kind):
+    scores, target = team(kind, members=3, rows=9)
+    whole, _ = known_columns(TASKS[kind], scores, target)
+    scores[0, 4], scores[:, 5] = torch.nan, torch.nan
+    said, truth = known_columns(TASKS[kind], scores, target)
+    wide = whole.shape[1] // 9  # positions of a row
+    assert torch.allclose(said[0, 4 * wide : 5 * wide], whole[1:, 4 * wide : 5 * wide].mean(0))
+    assert torch.equal(said[:, 5 * wide :], whole[:, 6 * wide :])  # row 5 is gone
+    assert truth is None or len(truth) == said.shape[1]

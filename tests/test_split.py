@@ -102,6 +102,16 @@ def test_hidden_labels_are_of_train_only_and_nested():
     assert values.target[values.rows].isnan().any(1).float().mean().item() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
+def test_as_many_labels_are_seen_as_a_limit_would_keep_rows_and_the_same_ones(name: str):
+    few = data.build({"name": name, "limit": 100}).splits["train"]
+    rows = len(data.build({"name": name}).splits["train"].rows)
+    all_rows = data.build({"name": name, "unlabeled": 1 - 100 / rows}).splits["train"]
+    target = all_rows.target[all_rows.rows]
+    seen = target >= 0 if target.ndim == 1 else ~target.isnan().any(1)
+    assert all_rows.rows[seen].equal(few.rows)
+
+
 def test_shares_that_leave_nothing():
     with pytest.raises(Refused, match=r"data\.val_share=0\.01 of 48 rows leaves a split with no rows"):
         data.build({"name": "fake", "count": 60, "val_share": 0.01})

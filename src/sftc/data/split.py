@@ -71,12 +71,16 @@ def limited(rows: Tensor, target: Tensor, limit: float | None, seed: int) -> Ten
 
 
 def hidden(target: Tensor, rows: Tensor, share: float | None, seed: int) -> Tensor:
-    """The targets with those of a `share` of `rows` hidden: -1 or NaN."""
+    """The targets with those of a `share` of `rows` hidden: -1 or NaN.
+
+    As many rows keep theirs as `limited` would have kept, and the same ones: whoever learns from few rows, and whoever
+    also has the others without labels, know the same labels.
+    """
     if not share:
         return target
     target = target.clone()
-    drop = spread(rows, strata(target, rows), round(share * len(rows)), seed, random.HIDE)
-    target[drop] = -1 if target.dtype == torch.long else torch.nan
+    seen = spread(rows, strata(target, rows), len(rows) - round(share * len(rows)), seed, random.LIMIT)
+    target[rows[~torch.isin(rows, seen)]] = -1 if target.dtype == torch.long else torch.nan
     return target
 
 

@@ -54,8 +54,12 @@ def made(
     """
     config = lab.run.config
     groups: dict[str, Any] = {"model": node, "seed": seed, "target": None}
-    # Students that differ in the number of views they see, or in how far they go, share one teacher.
+    # Students that differ in the number of views they see, in how far they go, or in the rows they see without a label,
+    # share one teacher: of labels it learns from those of a limit, whose rows they are.
     groups["data"] = {**config["data"], "views": None}
+    if config["data"]["unlabeled"]:
+        rows = len(lab.data.splits["train"].rows)
+        groups["data"] |= {"unlabeled": None, "limit": rows - round(config["data"]["unlabeled"] * rows)}
     groups["max_minutes"] = None
     if epochs is not None:
         groups["epochs"] = epochs

@@ -1,4 +1,4 @@
-"""A teacher made for a student that also sees unlabelled rows: the one of a student that has the labelled rows alone."""
+"""A teacher made for a student that sees unlabelled rows too is that of one who sees the labelled rows alone."""
 
 from __future__ import annotations
 

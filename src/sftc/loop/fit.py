@@ -97,6 +97,7 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
     row |= {f"train/{k}": v / steps for k, v in state.sums.items()}
     state.epoch += 1
     state.sums = {}
+    resting: list[tuple[Trainee, str]] = []
     for t, m in zip(state.trainees, metrics, strict=True):
         if t.ended:
             continue
@@ -109,9 +110,9 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
         why = why or ("patience" if budget.patience is not None and t.stale >= budget.patience else None)
         why = why or ("budget" if state.step >= total else None)
         if why is not None:
-            t.rest(why, row["epoch"], state.step)
-    if all(t.ended for t in state.trainees):
-        state.ended = (state.trainees[0].ended or {})["why"]
+            resting.append((t, why))
+    if len(resting) + sum(t.ended is not None for t in state.trainees) == len(state.trainees):
+        state.ended = resting[0][1]
     if state.ended:
         row["ended"] = state.ended
     if state.avoid:
@@ -119,6 +120,8 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
     if state.micro is not None:
         row["micro_batch_size"] = state.micro
     log(row)
+    for t, why in resting:  # after the log, which still looks at them
+        t.rest(why, row["epoch"], state.step)
 
 
 def _fitted(t: Trainee, state: Fit) -> Fitted:

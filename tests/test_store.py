@@ -47,7 +47,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(run, monkeypatch):
-    run.write_result({"x": 1})
+    run.write_json("data.json", {"x": 1})
     before = sorted(p.name for p in run.path.iterdir())
 
     def broken(*_):
@@ -55,9 +55,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(run, monkeypatch)
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(Stopped, match=r"cannot write .*disk full"):
-        run.write_result({"x": 2})
+        run.write_json("data.json", {"x": 2})
     monkeypatch.undo()
-    assert run.result == {"x": 1}
+    assert run.read_json("data.json") == {"x": 1}
     assert sorted(p.name for p in run.path.iterdir()) == before
 
 
@@ -87,7 +87,7 @@ def test_damaged_or_missing_files_are_one_line(run):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("format: 99\n", "another version"),
+        ("format: 99\n", r"format 99, of another version.*reads format 1"),
         ("a: ${oc.env:HOME}\n", "interpolation"),
         ("- 1\n", "holds no keys"),
         ("a: [1\n", "YAML"),

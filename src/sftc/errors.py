@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -26,6 +27,21 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """`"; did you mean 'x'?"` for the closest of `names`, or an empty string."""
     close = difflib.get_close_matches(str(word), sorted({str(n) for n in names}), n=1, cutoff=cutoff)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: object) -> str:
+    """`text` as a terminal may have it: what could move its cursor, colour it or turn it round is spelled out.
+
+    Class names, notes and paths come from folders that somebody else may have made.
+    """
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_spelled, text))
+
+
+def _spelled(char: str) -> str:
+    kind = unicodedata.category(char)
+    hidden = kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\n\t\u200c\u200d"  # joiners are part of scripts
+    return char.encode("unicode_escape").decode() if hidden else char
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:

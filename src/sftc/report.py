@@ -8,25 +8,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sftc.errors import printable
 from sftc.store import Run
 
 
 def _number(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(value)
 
 
 def scores(result: dict[str, Any]) -> Table:
     """Best and last weights on validation and test, a line per metric."""
     best, last = result["best"], result["last"]
-    chosen = f"best: epoch {best['epoch'] + 1}, chosen on validation by {result['monitor']}"
+    chosen = f"best: epoch {best['epoch'] + 1}, chosen on validation by {printable(result['monitor'])}"
     table = Table(title=f"{chosen}; last: epoch {last['epoch'] + 1}", box=None, pad_edge=False, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for name in ("val best", "test best", "val last", "test last"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in _ordered(result):
-        table.add_row(name, *(_number(r.get(name)) for r in _four(result)))
+        table.add_row(printable(name), *(_number(r.get(name)) for r in _four(result)))
     return table
 
 
@@ -49,7 +50,7 @@ def evaluation(metrics: dict[str, Any], stored: dict[str, Any] | None, split: st
         table.add_column("stored in the run", justify="right")
     for name in sorted(metrics):
         extra = [] if stored is None else [_number(stored.get(name))]
-        table.add_row(name, _number(metrics[name]), *extra)
+        table.add_row(printable(name), _number(metrics[name]), *extra)
     return table
 
 
@@ -67,7 +68,7 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
     for row in rows:
         cells = [_number(row[s].get(m)) for s in splits for m in shown]
         cells += [f"{row['params']:,}", f"{row['ms_per_row']:.3f}"]
-        table.add_row(row["name"], *cells, *([_gain(row, splits[-1])] if judged else []))
+        table.add_row(printable(row["name"]), *cells, *([_gain(row, splits[-1])] if judged else []))
     return table
 
 
@@ -111,7 +112,7 @@ def per_class(table: dict[str, dict[str, float]]) -> Table:
     for name in ("precision", "recall", "f1", "rows"):
         out.add_column(name, justify="right")
     for name, row in table.items():
-        out.add_row(name, *(_number(row[k]) for k in ("precision", "recall", "f1", "rows")))
+        out.add_row(printable(name), *(_number(row[k]) for k in ("precision", "recall", "f1", "rows")))
     return out
 
 
@@ -126,10 +127,11 @@ def skipped(found: dict[str, Any]) -> list[str]:
 
 
 def show(*things: Any) -> None:
+    """Print texts and tables. Texts may hold what a run folder holds, so nothing in them is taken for markup."""
     wide = None if sys.stdout.isatty() else 160  # a file has no width, and a table is no wider than it must be
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=wide)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=wide)
     for thing in things:
-        console.print(thing)
+        console.print(thing if isinstance(thing, Table) else printable(thing))
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

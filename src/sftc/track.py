@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sftc.errors import Refused, choose
+from sftc.errors import Refused, choose, printable
 from sftc.lab import Watch
 from sftc.store import Run
 
@@ -43,7 +43,7 @@ class Lines(Watch):
         print(_summary(row, self.monitor), flush=True)
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 class Bars(Watch):
@@ -64,7 +64,7 @@ class Bars(Watch):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True, markup=False),
+            console=Console(stderr=True, markup=False, emoji=False),
             transient=True,
         )
         self.progress.start()
@@ -94,9 +94,9 @@ class Bars(Watch):
 
     def say(self, line: str) -> None:
         if self.progress is None:  # before the first fit, or between two
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
         else:
-            self.progress.console.print(line, highlight=False)
+            self.progress.console.print(printable(line), highlight=False)
 
     def end(self) -> None:
         self.progress.stop()
@@ -113,7 +113,7 @@ class TensorBoard(Watch):
             raise Refused("tracker=tensorboard needs its package: pip install 'sftc[tensorboard]'") from None
         # purge_step: what a resumed run writes again replaces what was there.
         rows = run.rows()
-        self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=rows[-1]["step"] + 1 if rows else 0)
+        self.writer = SummaryWriter(str(run.inside("tensorboard")), purge_step=rows[-1]["step"] + 1 if rows else 0)
 
     def row(self, row: dict[str, Any]) -> None:
         for key, value in row.items():

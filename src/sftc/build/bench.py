@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sftc import data as datasets
 from sftc import environment, optim, report
-from sftc.build import parts
+from sftc.build import parts, trust
 from sftc.build.facts import FILE, Facts
 from sftc.build.parts import Config
+from sftc.build.trust import NEEDED, NOT_STORED, blaming, stored_config
 from sftc.data import Data
 from sftc.data.rows import digest
 from sftc.device import Device
@@ -21,13 +22,7 @@ from sftc.lab import Lab, Watch
 from sftc.models import weights
 from sftc.stop import Stopper
 from sftc.store import Run, hash_tensors, plain
-
-NEEDED = (
-    *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "device", "tracker", "seed", "monitor"),
-    *("epochs", "max_steps", "max_minutes", "batch_size", "micro_batch_size", "eval_batch_size", "clip", "ema"),
-    *("patience", "target", "penalty", "checkpoint", "on_nonfinite", "oom"),
-)
-NOT_STORED = ("out", "resume", "debug", "experiment", "quiet")  # of the command, not of the run
+from sftc.store.forms import ORIGIN, expect
 
 
 class Bench:
@@ -144,20 +139,29 @@ class Bench:
         return self._go_on(run)
 
     def _go_on(self, run: Run) -> Lab:
-        cfg = stored_config(run)
-        fingerprint = self.data(cfg).fingerprint
-        if run.rows_meta().get("data", fingerprint) != fingerprint:
-            raise Refused(f"the data of {run.path} has changed since it started; train a new run")
-        if not (run.finished or run.checkpoints.files()):
-            return self.lab(cfg, run)
-        # The weights are in there; those it started from may be gone.
-        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, began=run.environment.get("model"))
+        with blaming(run):
+            cfg, known = stored_config(run), Facts.read(run)
+            begun = run.finished or bool(run.checkpoints.files())
+            # The weights are in there; those it started from may be gone.
+            model = parts.bare(cfg["model"]) if begun else cfg["model"]
+            parts.check({**cfg, "model": model})
+            trust.check_model(run, cfg, known)
+            data = self.data(cfg)
+            if run.rows_meta().get("data", data.fingerprint) != data.fingerprint:
+                raise Refused(f"the data of {run.path} has changed since it started; train a new run")
+            known.expect(data)
+            began = run.environment.get("model") if begun else None
+            if began is not None:
+                expect(run.path / "environment.json", began, ORIGIN)
+            return self.lab({**cfg, "model": model}, run, began=began)
 
     def open(self, path: str | Path) -> Lab:
         """The lab of an existing run, from its folder alone: its data need not be there any more."""
         run = Run.open(path)
-        cfg = stored_config(run)
-        return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, facts=Facts.read(run))
+        with blaming(run):
+            cfg, known = stored_config(run), Facts.read(run)
+            trust.check_model(run, cfg, known, "model")
+            return self.lab({**cfg, "model": parts.bare(cfg["model"])}, run, facts=known)
 
     def fork(
         self, cfg: Config, parent: Run, name: str, *, seed: int | None = None, rows: Tensor | None = None, **groups: Any
@@ -188,9 +192,12 @@ class Bench:
             return self.fork(cfg, parent, name, **groups)
         cfg = _changed(cfg, groups)
         path = parent.reference(name)
-        if path is None:
+        if path is None or not Run(path).finished:
             key = identity(cfg, self.data(cfg))
-            path = (self.shared or parent.path.parent / "shared") / f"{name}-{cfg['model']['name']}-{key}"
+            place = (self.shared or parent.path.parent / "shared") / f"{name}-{cfg['model']['name']}-{key}"
+            if path is not None and path.resolve() != place.resolve():  # to be read perhaps, never to be written to
+                raise Refused(f"{parent.path} refers to {path} as {name}: there is no finished run; train a new one")
+            path = place
             parent.refer(name, path)
         run = Run(path)
         run.wait(self.stop, self.watch.say)
@@ -222,15 +229,6 @@ def _changed(cfg: Config, groups: Config) -> Config:
     cfg = {**cfg, "strategy": {"name": "plain"}, **groups}
     if cfg["loss"]["name"] == "nll" and not cfg["model"].get("log_softmax"):
         cfg["loss"] = {**cfg["loss"], "name": "cross_entropy"}  # the same, for a model that does not end in LogSoftmax
-    return cfg
-
-
-def stored_config(run: Run) -> Config:
-    """The config of a run, checked for the nodes that every run has."""
-    cfg = run.config
-    lacking = [k for k in NEEDED if k not in cfg]
-    if lacking:
-        raise Refused(f"{run.path / 'config.yaml'} lacks {', '.join(lacking)}; it was not written by sftc train")
     return cfg
 
 

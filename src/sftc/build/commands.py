@@ -10,10 +10,11 @@ from typing import Any
 
 from sftc import data as datasets
 from sftc import report, track
-from sftc.build import parts
-from sftc.build.bench import Bench, stored_config
+from sftc.build import parts, trust
+from sftc.build.bench import Bench
 from sftc.build.facts import Facts
 from sftc.build.parts import Config
+from sftc.build.trust import blaming, stored_config
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused, Stopped
@@ -33,12 +34,16 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
         Refused: nothing was written. Stopped: the run is saved and says why.
     """
     old = _old(cfg, out, overrides)
-    if old is not None and old.finished:
-        _complete(old)
-        report.show(f"run {old.path} is finished already", report.scores(old.result))
-        return _monitor(old)
+    if old is not None:
+        with blaming(old):
+            if old.finished:
+                scores = report.scores(old.result)
+                _complete(old)
+                report.show(f"run {old.path} is finished already", scores)
+                return _monitor(old)
     settings = cfg if old is None else stored_config(old)
-    device = Device(**settings["device"])
+    with contextlib.nullcontext() if old is None else blaming(old):
+        device = Device(**settings["device"])
     with device.active(), Stopper(settings["max_minutes"]).listening() as stop, contextlib.ExitStack() as stack:
         bench = Bench(device, track.make(settings["tracker"]["name"], cfg["quiet"]), stop, _shared(cfg, out))
         lab = bench.start(cfg, out, command, overrides) if old is None else bench.resume(old)
@@ -127,11 +132,14 @@ def _shared(cfg: Config, out: Path) -> Path | None:
 
 def _complete(run: Run) -> None:
     """What was still to be done when a process died between "finished" and its own end."""
-    if run.checkpoints.folder.exists():
+    carded = (run.path / "README.md").exists()
+    if run.checkpoints.folder.exists() or not carded:
         with contextlib.ExitStack() as stack:
             run.lock()
             stack.callback(run.unlock)
             run.checkpoints.drop()
+            if not carded:
+                report.write_card(run)
 
 
 def _tell(strategy: Strategy, lab: Lab) -> None:
@@ -159,10 +167,16 @@ def _monitor(run: Run) -> float | None:
 def evaluate(cfg: Config) -> None:
     """`sftc eval run=RUN`: rebuild the model from the folder alone; on its own data, or on others of its classes."""
     run = Run.open(cfg["run"])
+    with blaming(run):
+        _evaluate(cfg, run)
+
+
+def _evaluate(cfg: Config, run: Run) -> None:
     stored = stored_config(run)
     device = Device(**(cfg.get("device") or stored["device"]))
     with device.active():
         facts = Facts.read(run)
+        trust.check_model(run, stored, facts, "model")
         data = _data_for(cfg.get("data") or stored["data"], facts)
         lab = _opened(run, stored, device, facts, data)
         split = cfg["split"]
@@ -214,11 +228,11 @@ def export(cfg: Config) -> None:
     The safetensors file alone is enough: its metadata holds the same config, classes, scaling and numbers.
     """
     run = Run.open(cfg["run"])
-    stored = stored_config(run)
-    result = run.result
-    facts = Facts.read(run)
-    state = _opened(run, stored, Device("cpu"), facts, None).restore(cfg["weights"]).state_dict()
-    folder = Path(cfg["out"] or run.path / "export")
+    with blaming(run):
+        stored, result, facts = stored_config(run), run.result, Facts.read(run)
+        trust.check_model(run, stored, facts, cfg["weights"])
+        state = _opened(run, stored, Device("cpu"), facts, None).restore(cfg["weights"]).state_dict()
+        folder = Path(cfg["out"]) if cfg["out"] else run.inside("export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")
     which = result if cfg["weights"] == "model" else result["last"]

@@ -33,7 +33,7 @@ def check(cfg: Config) -> None:
         return
     strategy(cfg)
     Device(**cfg["device"])
-    for node in _models(cfg):
+    for node in model_nodes(cfg):
         models.check(node)
     optim.check(cfg["optim"], cfg["schedule"], cfg["finetune"])
     datasets.check(cfg["data"])
@@ -116,11 +116,11 @@ def resolve_files(node: Config) -> Config:
 
 def largest_input(cfg: Config) -> int | None:
     """Side in pixels of the largest input among the models of a run, where they say: what batches should hold."""
-    sizes = [n["input_size"] for n in _models(cfg) if isinstance(n.get("input_size"), int)]
+    sizes = [n["input_size"] for n in model_nodes(cfg) if isinstance(n.get("input_size"), int)]
     return max(sizes, default=None)
 
 
-def _models(cfg: Config) -> list[Config]:
+def model_nodes(cfg: Config) -> list[Config]:
     """Every model node of a config: the run's own, and those its strategy names."""
     return [cfg["model"], *(n for n in cfg["strategy"].values() if isinstance(n, dict) and "family" in n)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftc.cli import conf, options
 from sftc.cli.line import Line, parse
-from sftc.errors import Refused, nearest
+from sftc.errors import Refused, nearest, printable
 
 COMMANDS = {
     "train": "train a model and write a run folder",
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         with _hydra_raises():
             return _dispatch(command, rest)
     except Refused as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SFTC_TRACEBACK") == "1":
             raise
-        said = " ".join(str(error).split())
+        said = printable(" ".join(str(error).split()))
         print(f"{name}: {type(error).__name__}: {said} (SFTC_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
 

@@ -11,7 +11,7 @@ import yaml
 
 from sftc.cli import conf, options, slots
 from sftc.cli.teachers import NONE
-from sftc.errors import Refused, Stopped, nearest
+from sftc.errors import Refused, Stopped, nearest, printable
 from sftc.schema import suggest, syntax_error
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -35,7 +35,7 @@ def line(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, SystemExit):
         return f"ended at once ({error.code})"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text if isinstance(error, Refused | Stopped) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 

@@ -45,6 +45,8 @@ def reserved(name: str) -> Iterator[Path]:
 
 
 def _finished(path: Path) -> bool:
+    if not (path / "status.json").is_file():  # not even a pipe, which would never answer
+        return False
     try:
         return json.loads((path / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
     except (OSError, ValueError, LookupError, TypeError):

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from sftc import early
 from sftc.cli import compose, explain, folder
-from sftc.errors import Refused, Stopped
+from sftc.errors import Refused, Stopped, printable
 
 SIGNALLED = (130, 143)  # SIGINT, SIGTERM: they mean the sweep, not one job
 
@@ -136,8 +136,9 @@ def _tell(command: str, error: BaseException, out: Path | None) -> int:
     line = f"sftc {command}: {explain.line(error)}"
     if not isinstance(error, Refused | Stopped | KeyboardInterrupt):
         if out is not None and out.is_dir() and any(out.iterdir()):
+            (out / "error.txt").unlink(missing_ok=True)  # of an earlier try, or a link that leads elsewhere
             (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            line += f" (traceback in {out / 'error.txt'})"
+            line += f" (traceback in {printable(out / 'error.txt')})"
         else:
             line += " (SFTC_TRACEBACK=1 shows where)"
     print(line, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import psutil
 import torch
 from torch.nn.functional import interpolate
 
@@ -228,6 +229,8 @@ def _resized(load: Callable[[], Table], size: int) -> Callable[[], Table]:
         table = load()
         if not isinstance(table, ArrayTable) or table.shape[1:] == (size, size):
             return table
+        if (needed := len(table.target) * table.shape[0] * size**2) > (room := psutil.virtual_memory().available):
+            raise Refused(f"data.size={size} makes {needed:,} bytes of the images; memory has room for {room:,}")
         parts = [interpolate(part, (size, size), mode="bilinear", antialias=True) for part in table.inputs.split(4096)]
         return ArrayTable(torch.cat(parts), table.target)
 

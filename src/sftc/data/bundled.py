@@ -48,6 +48,7 @@ def diabetes() -> Raw:
 
 
 KINDS = ("classes", "labels", "values")
+LARGEST = 100_000_000  # numbers of fake data; they take some 24 bytes each while they are made
 
 
 def fake(
@@ -70,6 +71,8 @@ def fake(
     if kind == "classes" and outputs < 2:
         raise Refused(f"data.outputs={outputs}: classes need at least 2")
     size = 16 if size is None else size
+    if (count + outputs) * (channels * size**2 + outputs) > LARGEST:
+        raise Refused(f"data=fake makes up to {LARGEST:,} numbers; lower data.count, outputs, channels or size")
     target, strength = _answers(kind, count, outputs, seed)
     patterns = _patterns(outputs, channels, size, seed)
     noise = random.uniform(seed, np.arange(count), 1, range(channels * size * size))

@@ -21,7 +21,7 @@ from sftc.errors import Refused
 from sftc.lab import results, teams
 from sftc.lab.fitting import assemble, penalties
 from sftc.lab.settings import Settings, Watch
-from sftc.loop import Fitted
+from sftc.loop import Fit, Fitted
 from sftc.metrics import Agreement
 from sftc.models.adapt import Adapted, between
 from sftc.objective import Learner, Live, Objective
@@ -29,6 +29,7 @@ from sftc.stop import Stopper
 from sftc.store import Run
 from sftc.types import Batch, Metrics, Predictions, Source, Task
 
+WRONG = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 TIMED = 16  # rows of a timed forward
 PROBED = 64  # rows of the first batch on which the terms' shares of the gradient are looked at
 
@@ -219,7 +220,7 @@ class Lab:
         troubles: list[str] = []
         saved = self.run.checkpoints.read(troubles.append)
         if saved is not None:
-            state.load_state_dict(saved)
+            self._take_up(state, saved)
         self.run.forget_from(state.epoch)  # without a checkpoint, too: then the fit starts again
         budget = self.settings.budget.of(epochs)
         total = budget.steps(state.per_epoch)
@@ -242,6 +243,10 @@ class Lab:
                     tick=self.watch.tick,
                     say=self.watch.say,
                 )
+        except WRONG as e:
+            if saved is None or state.step > saved["step"]:
+                raise
+            raise self._misfit(e) from e  # the very first step: an optimizer found something else than it keeps
         finally:
             self.watch.end()
 
@@ -250,6 +255,17 @@ class Lab:
         train = self.source("train", train=True, rows=rows)
         val = self.source("val") if val_rows is None else self.source("train", rows=val_rows)
         return train, val
+
+    def _take_up(self, state: Fit, saved: dict[str, Any]) -> None:
+        """Raises Refused: the checkpoint is whole, but of another fit."""
+        try:
+            state.load_state_dict(saved)
+        except Exception as e:  # whatever the content leads torch to
+            raise self._misfit(e) from e
+
+    def _misfit(self, error: Exception) -> Refused:
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        return Refused(f"the state in {self.run.path / 'checkpoint'} does not fit its own config ({said})")
 
     def _roll_back(self) -> dict[str, Any] | None:
         saved = self.run.checkpoints.read(self.watch.say)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sftc.loop import sound
 from sftc.objective import Learner, Objective
 from sftc.types import Metrics, Source
 
@@ -242,6 +243,8 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises, as `sound.check` and torch do, if the state is not of this fit."""
+        sound.check(self, state)
         self.objective.load_state_dict(state["objective"])
         for trainee, saved in zip(self.trainees, state["trainees"], strict=True):
             trainee.load_state_dict(saved)

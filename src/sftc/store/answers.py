@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sftc.errors import Refused
-from sftc.store.files import hash_tensors, read_meta, read_tensors, write_tensors
+from sftc.store.files import hash_tensors, write_tensors
 from sftc.store.lock import NAME as LOCK
+from sftc.store.reading import read_meta, read_tensors
 
 FORMAT = 1  # belongs into the marks of every file
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,9 @@ import torch
 
 from sftc.errors import Refused
 from sftc.store.files import inner, replacing, tidy, told
+from sftc.store.reading import opened
+
+PLAIN = 32 << 20  # bytes of the description of a state; ten thousand tensors take a few
 
 _NAME = re.compile(r"(\d{10})-\d+-([0-9a-f]{8})\.pt")  # number, optimizer steps, checksum
 
@@ -123,11 +128,25 @@ def _save(state: dict[str, Any], file: IO[bytes]) -> int:
 def _load(file: Path) -> dict[str, Any] | None:
     match, found = _NAME.fullmatch(file.name), 0
     try:
-        with file.open("rb") as f:
+        with opened(file) as f:
             while block := f.read(1 << 20):
                 found = zlib.crc32(block, found)
-        if match is None or found != int(match[2], 16):
-            return None
-        return torch.load(file, map_location="cpu", weights_only=True)
+            if match is None or found != int(match[2], 16):
+                return None
+            _sized(f)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # torch raises whatever the bytes led it to
         return None
+    return state if isinstance(state, dict) else None
+
+
+def _sized(file: IO[bytes]) -> None:
+    """Raises ValueError: the archive would unfold to more than the file holds; torch writes everything as it is."""
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    if any(p.compress_type != zipfile.ZIP_STORED for p in parts):
+        raise ValueError("compressed")
+    if sum(p.file_size for p in parts) > os.fstat(file.fileno()).st_size:
+        raise ValueError("parts that share their bytes")
+    if any(p.file_size > PLAIN for p in parts if p.filename.endswith(".pkl")):
+        raise ValueError("too large to be a description of tensors")

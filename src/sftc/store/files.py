@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sftc.errors import Refused, Stopped
+from sftc.errors import Stopped
 
 _UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{6}\.tmp")  # of `replacing`
 
@@ -68,8 +69,22 @@ def tidy(folder: Path) -> None:
 
 def appended(path: Path, text: str) -> None:
     """Add a line to a file; a kill may leave it torn, which its readers expect."""
-    with told(path), path.open("a") as f:
+    with told(path), open(own_file(path, os.O_WRONLY | os.O_APPEND), "a") as f:
         f.write(text)
+
+
+def own_file(path: Path, flags: int) -> int:
+    """Open a file that is written in place, made if it is missing; a descriptor.
+
+    Raises:
+        OSError: it is a link, or anything but a file of this folder alone: what is written would land elsewhere.
+    """
+    file = os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o644)
+    about = os.fstat(file)
+    if stat.S_ISREG(about.st_mode) and about.st_nlink <= 1:
+        return file
+    os.close(file)
+    raise OSError(errno.ELOOP, "it is a link or no file; remove it")
 
 
 def inner(folder: Path) -> Path:
@@ -92,24 +107,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     """Safetensors. Tied weights are stored once each: the format refuses shared memory."""
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     write_bytes(path, save(plain, dict(meta or {})))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises Refused: the file is missing, or not whole."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise Refused(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as e:
-        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
-
-
-def read_meta(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as f:
-            return f.metadata() or {}
-    except (SafetensorError, OSError) as e:
-        raise Refused(f"{path} is not a whole safetensors file ({e})") from None
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sftc.errors import Refused
-from sftc.store.files import told
+from sftc.store.files import own_file, told
 
 try:
     import fcntl
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         Refused: another living process holds it.
-        Stopped: the folder cannot be written to.
+        Stopped: the folder cannot be written to, or what is called so is no file of it.
     """
     path = folder / NAME
     with told(path):
@@ -46,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _taken(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = own_file(path, os.O_RDWR)
         if _take(file, path):
             return file
         os.close(file)

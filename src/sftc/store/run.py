@@ -12,14 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
-from sftc.errors import Refused, Stopped, nearest
+from sftc import __version__
+from sftc.errors import Refused, Stopped, choose, nearest
 from sftc.folders import free
+from sftc.store import forms
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import appended, inner, plain, read_meta, read_tensors, tidy, write_tensors, write_text
+from sftc.store.files import appended, inner, plain, tidy, write_tensors, write_text
 from sftc.store.lock import locked
+from sftc.store.reading import lines, read_json, read_meta, read_shapes, read_tensors, read_yaml, within
 from sftc.types import Predictions
 
 FORMAT = 1  # of the folder; a newer one is refused
@@ -117,15 +121,14 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config, plain types. Raises Refused: it is damaged, newer than this version, or interpolates."""
-        path = self.path / "config.yaml"
-        try:
-            config = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise Refused(f"{path} cannot be read as YAML ({str(e).splitlines()[0]})") from None
-        if not isinstance(config, dict):
-            raise Refused(f"{path} is not a config: it holds no keys")
-        if config.pop("format", FORMAT) != FORMAT:
-            raise Refused(f"{path} was written by another version of sftc; this one reads format {FORMAT}")
+        path = self.inside("config.yaml")
+        config = read_yaml(path)
+        if (written := config.pop("format", FORMAT)) != FORMAT:
+            by = self.environment.get("sftc", "?")
+            raise Refused(
+                f"{path} has format {written}, of another version of sftc ({by}); this is {__version__} and reads "
+                f"format {FORMAT}"
+            )
         if "${" in str(config):
             raise Refused(f"{path} holds an interpolation; a stored config is plain, so it is not trusted")
         return config
@@ -136,7 +139,11 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        return self._json("status.json") or {"state": "unknown"}
+        """status.json. Raises Refused: it is damaged, or the state is none that a run can have."""
+        status = self._json("status.json") or {"state": "unknown"}
+        forms.expect(self.path / "status.json", status, forms.STATUS)
+        choose(f"{self.path / 'status.json'}: state", status["state"], forms.STATES)
+        return status
 
     @property
     def finished(self) -> bool:
@@ -151,11 +158,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json of a finished run. Raises Refused: it has none."""
+        """result.json of a finished run. Raises Refused: it has none, or not all of it."""
         result = self._json("result.json")
         if result is None:
             state = self.status.get("state")
             raise Refused(f"run {self.path} has no result yet ({state}); finish it: sftc train resume={self.path}")
+        forms.expect_result(self.path / "result.json", result)
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -164,7 +172,9 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """environment.json, with `command` and `notes` at least."""
-        return {"command": "", "notes": [], **(self._json("environment.json") or {})}
+        about = {"command": "", "notes": [], **(self._json("environment.json") or {})}
+        forms.expect(self.path / "environment.json", about, forms.ENVIRONMENT)
+        return about
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises Refused: there is no such file, or it holds no object."""
@@ -180,40 +190,38 @@ class Run:
         write_text(self.path / name, text)
 
     def _json(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        try:
-            value = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as e:
-            raise Refused(f"{path} cannot be read as JSON ({e})") from None
-        if not isinstance(value, dict):
-            raise Refused(f"{path} should hold an object of keys and values")
-        return value
+        return read_json(self.inside(name))
+
+    def inside(self, *names: str) -> Path:
+        """The path of something in this run. Raises Refused: a link there leads out of the folder."""
+        return within(self.path, self.path.joinpath(*names))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         appended(self.path / "metrics.jsonl", json.dumps(plain(row)) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl; a line torn by a kill is left out."""
-        path = self.path / "metrics.jsonl"
-        out = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            with contextlib.suppress(ValueError):
-                out.append(json.loads(line))
-        return out
+        """metrics.jsonl; a line that is none, such as one torn by a kill, is left out."""
+        rows = []
+        for line in lines(self.inside("metrics.jsonl")):
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and all(isinstance(row.get(key), int) for key in ("step", "epoch")):
+                    rows.append(row)
+        return rows
 
     def forget_from(self, epoch: int) -> None:
         """Drop the lines of metrics.jsonl from `epoch` on: a resumed run writes them again."""
         if (self.path / "metrics.jsonl").is_file():
-            kept = [r for r in self.rows() if r.get("epoch", 0) < epoch]
+            kept = [r for r in self.rows() if r["epoch"] < epoch]
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     @property
     def skipped(self) -> dict[str, Any]:
         """skipped.json, {split: {"of": rows, "rows": {path: why}}}: what could not be read, and was left out."""
-        return self._json("skipped.json") or {}
+        skipped = self._json("skipped.json") or {}
+        forms.expect(self.path / "skipped.json", skipped, forms.SKIPPED)
+        return skipped
 
     def add_skipped(self, found: Mapping[str, Any]) -> None:
         """Add to skipped.json; what an earlier sitting found stays."""
@@ -230,11 +238,18 @@ class Run:
         write_tensors(self.path / f"{name}.safetensors", state, meta)
 
     def weights(self, name: str = "model") -> dict[str, Tensor]:
-        path = self.path / f"{name}.safetensors"
-        if not path.is_file():
+        return read_tensors(self._weights(name))
+
+    def shapes(self, name: str = "model") -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (dtype, shape) of the weights, from the file's header."""
+        return read_shapes(self._weights(name))
+
+    def _weights(self, name: str) -> Path:
+        path = self.inside(f"{name}.safetensors")
+        if not path.exists():
             state = self.status.get("state")
             raise Refused(f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}")
-        return read_tensors(path)
+        return path
 
     @property
     def fused(self) -> bool:
@@ -252,42 +267,53 @@ class Run:
         about = self.read_json("fusion.json")
         if not {"rule", "options", "temperature", "taps", "members"} <= about.keys():
             raise Refused(f"{self.path / 'fusion.json'} is not what sftc fuse writes")
-        path = self.path / "fusion.safetensors"
-        return about, read_tensors(path) if path.is_file() else {}
+        path = self.inside("fusion.safetensors")
+        return about, read_tensors(path) if path.exists() else {}
 
     def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:
         """preds/<split>.safetensors with the model's hash and the data's fingerprint."""
         tensors = {"scores": p.scores, "target": p.target, "row": p.row}
-        write_tensors(inner(self.path / "preds") / f"{split}.safetensors", tensors, meta)
+        write_tensors(inner(self.inside("preds")) / f"{split}.safetensors", tensors, meta)
 
     def predictions(self, split: str) -> tuple[Predictions, dict[str, str]]:
-        path = self.path / "preds" / f"{split}.safetensors"
-        if not path.is_file():
+        """Raises Refused: there are none of this split, or the file holds something else."""
+        path = self.inside("preds", f"{split}.safetensors")
+        if not path.exists():
             raise Refused(f"run {self.path} holds no predictions of {split}: sftc eval run={self.path} split={split}")
         t = read_tensors(path)
         if not {"scores", "target", "row"} <= t.keys():
             raise Refused(f"{path} holds no predictions")
-        return Predictions(t["scores"], t["target"], t["row"]), read_meta(path)
+        p = Predictions(t["scores"], t["target"], t["row"])
+        whole = p.scores.ndim == 2 and p.scores.is_floating_point() and p.row.dtype == torch.int64 and p.row.ndim == 1
+        if not whole or not len(p.scores) == len(p.row) == p.target.shape[:1].numel():
+            raise Refused(f"{path}: scores, target and row do not fit together")
+        return p, read_meta(path)
 
     def write_rows(self, rows: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
         """rows.safetensors: source row numbers of every split, and the data's fingerprint."""
         write_tensors(self.path / "rows.safetensors", rows, meta)
 
     def rows_of(self, split: str) -> Tensor | None:
-        path = self.path / "rows.safetensors"
-        return read_tensors(path).get(split) if path.is_file() else None
+        """The source rows of a split; None: not stored. Raises Refused: the file holds something else."""
+        path = self.inside("rows.safetensors")
+        rows = read_tensors(path).get(split) if path.exists() else None
+        if rows is not None and (rows.ndim != 1 or rows.dtype != torch.int64):
+            raise Refused(f"{path}: {split} holds no row numbers")
+        return rows
 
     def rows_meta(self) -> dict[str, str]:
-        path = self.path / "rows.safetensors"
-        return read_meta(path) if path.is_file() else {}
+        path = self.inside("rows.safetensors")
+        return read_meta(path) if path.exists() else {}
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
         """The states of this run's fit."""
-        return Checkpoints(self.path / "checkpoint")
+        return Checkpoints(self.inside("checkpoint"))
 
     def discard(self) -> None:
         """Take a run away that has learned nothing yet; one that has a state or a row, or a member that does, stays."""
+        if not (self.path / "config.yaml").is_file() and not free(self.path):
+            return  # somebody else's
         runs = [Run(file.parent) for file in self.path.rglob("config.yaml")]
         if any(run.finished or run.rows() or run.checkpoints.files() for run in runs):
             return
@@ -295,7 +321,7 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def member(self, name: str) -> Path:
-        return self.path / "members" / name
+        return self.inside("members", name)
 
     def refer(self, name: str, path: Path) -> None:
         """A member that lives elsewhere: members/<name>/reference.json says where, and its weights' hash once known."""
@@ -311,7 +337,8 @@ class Run:
         node = Run(self.member(name))._json("reference.json")
         if node is None:
             return None
-        path = Path(os.path.normpath(self.member(name) / str(node.get("path"))))
+        forms.expect(self.member(name) / "reference.json", node, forms.REFERENCE)
+        path = Path(os.path.normpath(self.member(name) / node["path"]))
         known = node.get("model")
         if known is not None:
             run = Run.open(path)

@@ -210,7 +210,8 @@ def _opened(run: Run, stored: Config, device: Device, facts: Facts, data: Any) -
     """A lab to score with: model and task are the run's own, whatever the data."""
     build = parts.make_model(parts.bare(stored["model"]), facts)
     task, settings = parts.task(stored, facts), parts.settings(stored)
-    return Lab(run=run, data=data, task=task, device=device, build=build, settings=settings)
+    open = Bench(device).open  # members of a fused run
+    return Lab(run=run, data=data, facts=facts, task=task, device=device, build=build, settings=settings, open=open)
 
 
 def _stored_metrics(run: Run, data: Data, split: str) -> tuple[Metrics | None, str]:
@@ -242,8 +243,17 @@ def export(cfg: Config) -> None:
         "result": {k: which[k] for k in ("val", "test") if k in which},
         "fingerprints": result["fingerprints"],
     }
+    if run.fused:
+        about["fusion"], _ = run.fusion()
+        about["members"] = {p.name: parts.bare(stored_config(Run(p))["model"]) for p in _members(run)}
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", state, {"sftc": json.dumps(about)})
     Run(folder).write_json("config.json", about)
     size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
     report.show(folder if cfg.get("quiet") else f"wrote {folder}: model.safetensors ({size}) and config.json")
+
+
+def _members(run: Run) -> list[Path]:
+    """The folders of a run's members, wherever they live."""
+    names = sorted(p.name for p in (run.path / "members").iterdir())
+    return [run.reference(name) or run.member(name) for name in names]

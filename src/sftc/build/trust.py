@@ -150,6 +150,10 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
     Raises:
         Refused: other weights than the file's by name, shape or type; or more than memory has room for.
     """
+    if run.fused:  # has no weights of its own; each member is held against its own when it is opened
+        if which == "last":
+            raise Refused(f"{run.path} is a fusion: it has no last weights")
+        return
     room = psutil.virtual_memory().available
     _check_room(run, cfg, facts, room)
     if which is not None:

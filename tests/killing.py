@@ -59,6 +59,9 @@ CASES = (
     Case("kd cached", ("data=fake", "strategy=kd", "strategy.teachers=[{teacher}]", "strategy.teacher_outputs=cached")),
     Case("kd mutual", ("strategy=kd", "strategy.peers=2", "strategy.teacher_epochs=1", *DROPS)),
     Case(
+        "leader", ("strategy=leader", "strategy.keep=1", "strategy.followers=[{{alpha:0.5}},{{tap:net.fc2}}]", *DROPS)
+    ),
+    Case(
         "from weights",
         ("data=fake", "data.outputs=5", "model.checkpoint={teacher}", "model.hidden=[24]", "penalty.l2_sp=0.01"),
     ),

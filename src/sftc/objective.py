@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from sftc.device import Device
 from sftc.errors import Refused
 from sftc.losses import Truth
 from sftc.models.adapt import Adapted
-from sftc.models.surgery import Tapped
+from sftc.models.surgery import Tapped, evaluating
 from sftc.types import Batch, Metrics, Out, Penalty, Step, Task, Teacher, Term, View
 
 Totals = dict[tuple[str, str], tuple[Tensor, Batch, Tensor]]  # the sum of the weights of a batch, it, and they
@@ -70,6 +70,8 @@ class Learner:
         penalties: name -> cost of the student itself.
         row_weight: [n] weight of each source row (boosting), or None.
         source: which of the fit's sources it reads, by position.
+        through: names of earlier learners whose outputs it reads instead of the inputs; gradients reach them. Its
+            student is a `Follower`, and the epoch that is best for the first of them is its best, too.
         reference: [n, C] scores somebody else gives its validation rows, in their order: agreement with them is logged.
         settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
         beside: constants written into every row of its log, such as what its teachers reach.
@@ -87,6 +89,7 @@ class Learner:
         penalties: Mapping[str, Penalty] | None = None,
         row_weight: Tensor | None = None,
         source: int = 0,
+        through: Sequence[str] = (),
         reference: Tensor | None = None,
         settings: Any = None,
         beside: Metrics | None = None,
@@ -100,6 +103,7 @@ class Learner:
         self.penalties = dict(penalties or {})
         self.row_weight = row_weight
         self.source = source
+        self.through = tuple(through)
         self.reference = reference
         self.settings = settings
         self.beside = dict(beside or {})
@@ -126,9 +130,7 @@ class Objective(nn.Module):
         self.students = nn.ModuleList(x.student for x in learners)
         self.terms = nn.ModuleList(nn.ModuleDict(dict(x.terms)) for x in learners)
         self.penalties = nn.ModuleList(nn.ModuleDict(dict(x.penalties)) for x in learners)
-        self._tapped = [
-            Tapped(x.student, sorted({tap for t in x.terms.values() for tap in t.student_taps})) for x in learners
-        ]
+        self._tapped = [Tapped(x.student, sorted(self._wanted(x))) for x in learners]
         self._dims: dict[tuple[str, str], int] = {}  # of each term's values: 1 per row, more per position
         self.penalties.to(device.torch)
         for x in self.learners:
@@ -142,15 +144,34 @@ class Objective(nn.Module):
         own = self.learners[i].seed
         return (self.seed, i) if own is None else (own, 0)
 
+    def _wanted(self, learner: Learner) -> set[str]:
+        """Module paths of its student that a term looks at, or a follower reads."""
+        own = {tap for term in learner.terms.values() for tap in term.student_taps}
+        for follower in self.learners:
+            student: Any = follower.student
+            own.update(*(student.wanted(i) for i, name in enumerate(follower.through) if name == learner.name))
+        return own
+
     def _outs(self, batches: Sequence[Batch], step: int, micro: int) -> list[Out]:
-        outs = []
-        for i, learner in enumerate(self.learners):
-            # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
-            self.device.reseed(mix(*self._seed(i), step, micro))
-            with self.device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and not learner.resting):
-                out = self._tapped[i](self.device.inputs(batches[learner.source].inputs))
-            outs.append(Out(out.logits.float(), {k: v.float() for k, v in out.features.items()}))
-        return outs
+        outs: dict[tuple[str, int], Out] = {}  # by learner and source: a leader runs once per batch for all followers
+        named = {x.name: i for i, x in enumerate(self.learners)}
+
+        def out(i: int, source: int) -> Out:
+            learner = self.learners[i]
+            if (learner.name, source) not in outs:
+                inputs = self.device.inputs(batches[source].inputs)
+                if learner.through:
+                    student: Any = learner.student
+                    inputs = {student.key: student.heard([out(named[name], source) for name in learner.through])}
+                # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
+                self.device.reseed(mix(*self._seed(i), step, micro))
+                with self.device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and not learner.resting):
+                    said = self._tapped[i](inputs)
+                features = {k: v.float() for k, v in said.features.items()}
+                outs[learner.name, source] = Out(said.logits.float(), features)
+            return outs[learner.name, source]
+
+        return [out(i, x.source) for i, x in enumerate(self.learners)]
 
     def _views(self, batches: Sequence[Batch], progress: float, step: int, micro: int) -> list[View]:
         outs = self._outs(batches, step, micro)
@@ -172,7 +193,7 @@ class Objective(nn.Module):
     def prepare(self, batches: Sequence[Batch]) -> None:
         """One dry run on real rows: terms build their projectors, and the shape of their values is noted."""
         # Eval mode, or the dry run itself would move BatchNorm statistics.
-        with _evaluating(self.students), torch.no_grad():
+        with evaluating(self.students), torch.no_grad():
             views = self._views(batches, 0.0, 0, 0)
             for i, (learner, view) in enumerate(zip(self.learners, views, strict=True)):
                 for j, (name, term) in enumerate(learner.terms.items()):
@@ -188,7 +209,7 @@ class Objective(nn.Module):
         """
         out: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_evaluating(self.students))
+            stack.enter_context(evaluating(self.students))
             totals = self.totals(batches)
             views = self._views(batches, progress, 0, 0)
             stack.enter_context(self.device.exact())
@@ -261,18 +282,6 @@ class Objective(nn.Module):
                     total = part if total is None else total + part
         assert total is not None
         return Step(total, parts, rows)
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every part gets the mode back that it had."""
-    was = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in was:
-            part.training = mode
 
 
 def _norm(part: Tensor, params: Sequence[Tensor]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sftc import data as datasets
 from sftc import environment, optim, report
-from sftc.build import parts, trust
+from sftc.build import halves, parts, trust
 from sftc.build.facts import FILE, Facts
 from sftc.build.parts import Config
 from sftc.build.trust import NEEDED, NOT_STORED, blaming, stored_config
@@ -66,7 +66,7 @@ class Bench:
             facts=data,
             task=parts.task(cfg, data),
             device=self.device,
-            build=parts.once(first, parts.make_model(cfg["model"], data, began)),
+            build=parts.once(first, parts.make_model(cfg["model"], data, began, run)),
             settings=parts.settings(cfg),
             seed=cfg["seed"],
             data_seed=cfg.get("data_seed"),
@@ -86,6 +86,7 @@ class Bench:
         Args:
             alone: take the run's lock; False where the caller holds it.
         """
+        cfg, settled = halves.settle(cfg, self.data)
         data = self.data(cfg)
         parts.task(cfg, data)
         first = parts.first_model(cfg, data)
@@ -97,7 +98,7 @@ class Bench:
             data.source(split, 1, train=False, seed=0, device=self.device.torch, free_bytes=self.device.free_bytes())
         _ = data.fingerprint  # looks at every file, which may take minutes: before there is a folder
         stored = self._resolved(cfg, data, first)
-        notes = [*self.device.notes, *data.notes, parts.about(first.facts)]
+        notes = [*settled, *self.device.notes, *data.notes, parts.about(first.facts)]
         about = environment.describe(self.device, command, overrides) | {"notes": notes, "model": parts.origin(first)}
 
         def fill(run: Run) -> None:
@@ -169,7 +170,9 @@ class Bench:
         """A member of `parent`: a run of its own whose config says truly how it was made; the same one on replay."""
         path = parent.member(name)
         if (path / "config.yaml").is_file():
-            return self._go_on(Run.open(path))
+            run = Run.open(path)
+            _complete(run)
+            return self._go_on(run)
         cfg = _changed(cfg, groups if seed is None else {**groups, "seed": seed})
         data = self.data(cfg)
         first = parts.first_model(cfg, data)
@@ -202,6 +205,7 @@ class Bench:
         run = Run(path)
         run.wait(self.stop, self.watch.say)
         if run.finished:
+            _complete(run)
             run.unlock()
             return self.open(path)
         try:
@@ -230,6 +234,12 @@ def _changed(cfg: Config, groups: Config) -> Config:
     if cfg["loss"]["name"] == "nll" and not cfg["model"].get("log_softmax"):
         cfg["loss"] = {**cfg["loss"], "name": "cross_entropy"}  # the same, for a model that does not end in LogSoftmax
     return cfg
+
+
+def _complete(run: Run) -> None:
+    """What was still to be done for a member when a process died between "finished" and its end."""
+    if run.finished and run.checkpoints.folder.exists():
+        run.checkpoints.drop()
 
 
 def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftc import data as datasets
-from sftc import report, track
+from sftc import models, report, track
 from sftc.build import parts, trust
 from sftc.build.bench import Bench
 from sftc.build.facts import Facts
@@ -208,7 +208,7 @@ def _data_for(node: Config, facts: Facts) -> Data:
 
 def _opened(run: Run, stored: Config, device: Device, facts: Facts, data: Any) -> Lab:
     """A lab to score with: model and task are the run's own, whatever the data."""
-    build = parts.make_model(parts.bare(stored["model"]), facts)
+    build = parts.make_model(parts.bare(stored["model"]), facts, home=run)
     task, settings = parts.task(stored, facts), parts.settings(stored)
     open = Bench(device).open  # members of a fused run
     return Lab(run=run, data=data, facts=facts, task=task, device=device, build=build, settings=settings, open=open)
@@ -232,7 +232,8 @@ def export(cfg: Config) -> None:
     with blaming(run):
         stored, result, facts = stored_config(run), run.result, Facts.read(run)
         trust.check_model(run, stored, facts, cfg["weights"])
-        state = _opened(run, stored, Device("cpu"), facts, None).restore(cfg["weights"]).state_dict()
+        model = _opened(run, stored, Device("cpu"), facts, None).restore(cfg["weights"])
+        state = model.whole() if isinstance(model, models.Follower) else model.state_dict()
         folder = Path(cfg["out"]) if cfg["out"] else run.inside("export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")

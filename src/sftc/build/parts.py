@@ -13,6 +13,7 @@ from torch import nn
 
 from sftc import data as datasets
 from sftc import models, optim, track
+from sftc.build import leaders
 from sftc.build.facts import Facts
 from sftc.data import Data
 from sftc.device import Device
@@ -162,18 +163,38 @@ def _natural(path: str) -> list[Any]:
 
 def resolve_strategy(node: Config) -> Config:
     """Runs and files are named by their full path, so that the run can be gone on with from any folder."""
-    named = {
-        k: [os.path.abspath(os.path.expanduser(str(p))) for p in node[k]] for k in ("teachers", "runs") if node.get(k)
-    }
+
+    def full(value: Any) -> Any:
+        if isinstance(value, list):
+            return [full(v) for v in value]
+        if isinstance(value, dict) or value in ("auto", "pretrained"):
+            return value
+        return os.path.abspath(os.path.expanduser(str(value)))
+
+    named = {k: full(node[k]) for k in ("teachers", "runs", "source") if node.get(k)}
+    if "leaders" in node and isinstance(node["leaders"], dict):
+        named["leaders"] = {
+            name: {**own, "source": full(own["source"])} if isinstance(own, dict) and "source" in own else own
+            for name, own in node["leaders"].items()
+        }
     models = {k: resolve_files(n) for k, n in node.items() if isinstance(n, dict) and "family" in n}
     return {**node, **named, **models}
 
 
-def make_model(node: Config, data: Data | Facts, began: Config | None = None) -> Callable[[], nn.Module]:
-    """() -> a fresh model. `began`: `origin` of the model the run began with, when this one is built without it."""
+def make_model(
+    node: Config, data: Data | Facts, began: Config | None = None, home: Run | None = None
+) -> Callable[[], nn.Module]:
+    """() -> a fresh model.
+
+    Args:
+        began: `origin` of the model the run began with, when this one is built without it.
+        home: the run it belongs to, where that names the leaders of a follower.
+    """
 
     def build() -> nn.Module:
         model = models.build(node, out_dim=data.out_dim, shape=data.shape)
+        if isinstance(model, models.Follower) and home is not None:
+            leaders.load(model, home)
         if began is not None:
             model.facts, model.loaded = dict(began["facts"]), set(began["loaded"])
         return model
@@ -181,12 +202,12 @@ def make_model(node: Config, data: Data | Facts, began: Config | None = None) ->
     return build
 
 
-def origin(model: models.Vision) -> Config:
+def origin(model: models.Vision | models.Follower) -> Config:
     """Where a model's first weights came from, and what was chosen for it, in plain types."""
     return {"facts": model.facts, "loaded": sorted(model.loaded)}
 
 
-def first_model(cfg: Config, data: Data) -> models.Vision:
+def first_model(cfg: Config, data: Data) -> models.Vision | models.Follower:
     """The model as it starts. Made before the folder is, so that what cannot be built leaves nothing behind."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cfg["seed"])

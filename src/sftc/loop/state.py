@@ -115,8 +115,12 @@ class Trainee:
         for p in self.params:
             p.grad = None
 
-    def judge(self, metrics: Metrics, epoch: int, step: int) -> bool:
-        """Note an epoch's metrics; True if they are the best so far, by the monitor, then by loss. NaN never is."""
+    def judge(self, metrics: Metrics, epoch: int, step: int, verdict: bool | None = None) -> bool:
+        """Note an epoch's metrics; True if they are the best so far, by the monitor, then by loss. NaN never is.
+
+        Args:
+            verdict: of the one it is trained with, whose epochs it must share; instead of its own.
+        """
         task = self.learner.task
         self.last = metrics
         value = _rank(metrics.get(task.monitor, math.nan), task.maximize)
@@ -124,7 +128,8 @@ class Trainee:
         held = [-math.inf, -math.inf] if self.best is None else self.best["rank"]
         # Patience waits for the monitor itself: a loss falls long after an accuracy has stood still.
         self.stale = 0 if self.best is None or value > held[0] else self.stale + 1
-        if self.best is not None and rank <= held:
+        better = rank > held if verdict is None else verdict
+        if self.best is not None and not better:
             return False
         self.best = {"epoch": epoch, "step": step, "rank": rank, "val": metrics}
         self.best_state = host_state(self.scored)

@@ -10,9 +10,11 @@ from sftc.losses.ramp import Ramp
 from sftc.losses.relations import Contrastive, Relational, Similarity
 from sftc.losses.team import Team
 from sftc.losses.truth import Truth
+from sftc.losses.uncertain import Uncertain
 
 TERMS = {
     "truth": Truth,
+    "uncertain": Uncertain,
     "soft": Soft,
     "decoupled": Decoupled,
     "correlation": Correlation,
@@ -40,4 +42,5 @@ __all__ = [
     "Soft",
     "Team",
     "Truth",
+    "Uncertain",
 ]

@@ -13,10 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from sftc.errors import choose
-from sftc.models import cifar, hub, keys, own, weights
+from sftc.models import cifar, follower, hub, keys, own, weights
+from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
 
-FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, **dict.fromkeys(hub.HUBS, hub)}
+FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, "follower": follower}
+FAMILIES |= dict.fromkeys(hub.HUBS, hub)
 
 
 def check(spec: Mapping[str, Any]) -> None:
@@ -32,7 +34,7 @@ def check(spec: Mapping[str, Any]) -> None:
     FAMILIES[family].check(spec)
 
 
-def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> Vision:
+def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> Vision | Follower:
     """The model a node describes, for inputs of `shape` (C, H, W) or (D,) and `out_dim` numbers per row.
 
     Draws its first weights from torch's global generator. `model.facts` says in plain types what was chosen;
@@ -56,4 +58,4 @@ def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> V
     return model
 
 
-__all__ = ["FAMILIES", "Prepare", "Vision", "build", "check"]
+__all__ = ["FAMILIES", "Follower", "Prepare", "Vision", "build", "check"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -160,6 +161,36 @@ def in_range(n: int, count: int, what: str) -> None:
         raise Refused(f"{what}={n} counts blocks below the head, and the model has nothing but its head")
     if not 1 <= n < count:
         raise Refused(f"{what}={n} must lie in 1..{count - 1}: the model has {count} blocks, the last is its head")
+
+
+def kept(model: nn.Module, keep: int | str, what: str) -> int:
+    """How many first blocks `keep` means: a number, or the path of the last module to be kept.
+
+    Raises:
+        Refused: no such module, or not fewer blocks than there are; says which there are.
+    """
+    parts = blocks(model)
+    if isinstance(keep, str):
+        held = [i for i, (_, names) in enumerate(parts) if any(n.startswith(f"{keep}.") for n in names)]
+        if not held:
+            names = [name for name, _ in parts[:-1]]
+            near = nearest(keep, [path for path, _ in model.named_modules()])
+            raise Refused(f"{what}={keep} is no block of the model{near} (blocks: {', '.join(names)})")
+        keep = held[-1] + 1
+    in_range(keep, len(parts), what)
+    return keep
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every part gets the mode back that it had."""
+    was = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in was:
+            part.training = mode
 
 
 def train_mode(model: nn.Module) -> nn.Module:

@@ -332,6 +332,11 @@ class Run:
         where = os.path.relpath(path.resolve(), folder.resolve())
         write_text(folder / "reference.json", json.dumps({"path": where, "model": known}, indent=2))
 
+    def referred(self, name: str) -> str | None:
+        """The hash of the weights of a member that was referred to, if it was finished then."""
+        node = Run(self.member(name))._json("reference.json")
+        return None if node is None else node.get("model")
+
     def reference(self, name: str) -> Path | None:
         """Where a member lives that was referred to. Raises Refused: its weights are no longer those referred to."""
         node = Run(self.member(name))._json("reference.json")

@@ -1,0 +1,81 @@
+"""What a leader learned before the target: a finished run, published weights, or data it is trained on first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sftc.data import COMMON, READERS
+from sftc.errors import Refused
+from sftc.lab import Lab
+from sftc.strategies.following import bare
+
+TARGETS = ("classes", "limit", "unlabeled", "class_weights")  # of a data node: what is about the target's task alone
+
+
+def model_of(lab: Lab, source: Any) -> dict[str, Any]:
+    """The model node of a source, without its first weights.
+
+    Raises:
+        Refused: a run that is not finished, or whose rows or model are no use here.
+    """
+    if source == "pretrained" and not getattr(lab.model(), "loaded", None):
+        raise Refused("strategy.source=pretrained, and the model loads no weights: set model.checkpoint=PATH")
+    if not isinstance(source, str) or source == "pretrained":
+        return bare(lab)
+    home = lab.open(source)
+    if not home.run.finished:
+        raise Refused(f"source {source} is not finished; finish it: sftc train resume={source}")
+    mine, theirs = lab.facts.shape, home.facts.shape
+    if len(mine) != len(theirs) or mine[0] != theirs[0]:
+        raise Refused(f"source {source} learned rows of shape {theirs}; the target's are {mine}")
+    if home.run.config["model"]["family"] == "follower":
+        raise Refused(f"source {source} is a follower, which reads leaders and cannot be one; name its leader")
+    return bare(home)
+
+
+def made(lab: Lab, name: str, source: Any, node: dict[str, Any]) -> str:
+    """The run folder of a source, trained now or by an earlier run; `name` is what this run calls it.
+
+    Args:
+        node: the keys source_epochs, source_lr, source_seed and reuse.
+    """
+    if isinstance(source, str) and source != "pretrained":
+        if lab.run.reference(name) is None:
+            lab.run.refer(name, lab.open(source).run.path.resolve())
+        return str(lab.run.reference(name))
+    config = lab.run.config
+    groups: dict[str, Any] = {"seed": node["source_seed"], "target": None, "max_minutes": None}
+    groups |= {"finetune": {"name": "full"}, "data": data_of(config["data"], {} if source == "pretrained" else source)}
+    if source == "pretrained":
+        groups["data"] = config["data"]
+    if node["source_epochs"] is not None:
+        groups["epochs"] = node["source_epochs"]
+    if node["source_lr"] is not None:
+        groups["optim"] = {**config["optim"], "lr": node["source_lr"]}
+    home = lab.share(name, reuse=node["reuse"], **groups)
+    if home.run.finished:
+        lab.watch.say(f"{name}: {home.run.path} is there already")
+    elif source == "pretrained":
+        home.keep(home.untrained(home.model()))
+    else:
+        lab.watch.say(f"{name}: training on {_spoken(source)} first, in {home.run.path}")
+        (fitted,) = home.fit(home.model())
+        home.keep(fitted)
+    home.run.unlock()
+    lab.run.refer(name, home.run.path)
+    return str(home.run.path)
+
+
+def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """The data node of a source: the target's, less what is about its task, with what the source says itself."""
+    keys = {k for k in target if k not in TARGETS}
+    name = source.get("name", target["name"])
+    if name != target["name"]:
+        keys &= COMMON.keys()
+        if name in READERS and READERS[name].locate is None:
+            keys -= {"root", "download"}
+    return {**{k: target[k] for k in target if k in keys}, **source}
+
+
+def _spoken(source: dict[str, Any]) -> str:
+    return ", ".join(f"data.{k}={v}" for k, v in source.items()) or "the target's data, all of it"

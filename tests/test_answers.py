@@ -19,8 +19,9 @@ from sftc.answers import stored, table
 from sftc.device import Device
 from sftc.errors import Refused, Stopped
 from sftc.objective import Live
-from sftc.store.files import hash_tensors, read_meta, read_tensors, write_tensors
+from sftc.store.files import hash_tensors, write_tensors
 from sftc.store.lock import locked
+from sftc.store.reading import read_meta, read_tensors
 from sftc.types import Batch, Out, Partner
 
 CPU = torch.device("cpu")

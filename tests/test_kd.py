@@ -16,7 +16,7 @@ from sftc.build.bench import Bench
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.store import Run, hash_tensors
-from sftc.store.files import read_tensors
+from sftc.store.reading import read_tensors
 
 KD = ("strategy=kd", "optim.lr=0.01", "data.eval_limit=64")
 LEARNS = ("epochs=6", "optim.lr=0.01", "data.eval_limit=64")

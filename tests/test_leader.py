@@ -17,7 +17,7 @@ from sftc.errors import Refused, Stopped
 from sftc.lab import Watch
 from sftc.models.surgery import blocks
 from sftc.store import Run, hash_tensors
-from sftc.store.files import read_meta, read_tensors
+from sftc.store.reading import read_meta, read_tensors
 from sftc.strategies.leader import Leader
 
 TEAM = (

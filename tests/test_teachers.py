@@ -20,7 +20,7 @@ from sftc.build.bench import Bench
 from sftc.device import Device
 from sftc.errors import Refused, Stopped
 from sftc.store import Run, hash_tensors
-from sftc.store.files import read_tensors
+from sftc.store.reading import read_tensors
 from test_answers import child, until
 
 LEARNS = ("epochs=6", "optim.lr=0.01", "data.eval_limit=64")

@@ -64,7 +64,7 @@ def test_the_config_is_resolved_and_builds_the_same_run_again(done, tmp_path):
     cfg = done.config
     assert "auto" not in cfg["device"].values()
     assert cfg["model"]["input_size"] == 8
-    assert cfg["model"]["pretrained"] == "false"
+    assert cfg["model"]["pretrained"] is False
     again = {**cfg, "out": None, "resume": None, "quiet": True}
     build.train(again, tmp_path / "again", [], "")
     assert all(torch.equal(v, done.weights()[k]) for k, v in Run(tmp_path / "again").weights().items())

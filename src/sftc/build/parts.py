@@ -98,14 +98,14 @@ def settings(cfg: Config) -> Settings:
 
 def bare(node: Config) -> Config:
     """A model node without its first weights: what a stored run is rebuilt from, with no network and no other file."""
-    return {**node, "pretrained": "false", "checkpoint": None}
+    return {**node, "pretrained": False, "checkpoint": None}
 
 
 def resolve_model(node: Config, model: nn.Module) -> Config:
     """Every `auto` of a model node replaced by what was chosen."""
     facts = getattr(model, "facts", {})
     chosen = {k: facts[k] for k in ("input_size", "mean", "std") if k in facts and k in node}
-    pretrained = {"pretrained": "true" if facts.get("pretrained") == "loaded" else "false"}
+    pretrained = {"pretrained": facts.get("pretrained") == "loaded"}
     return {**resolve_files(node), **chosen, **(pretrained if "pretrained" in node else {})}
 
 

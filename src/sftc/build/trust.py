@@ -104,8 +104,12 @@ def _declared(dirs: list[Path], cfg: Config) -> Keys:
             raise Refused(f"{path}={str(node)[:40]} holds no keys")
         known.specs.pop(path, None)
         known.nodes.add(path)
-        for _, file in lineage(dirs, group, _option(dirs, group, path, node)):
+        option = _option(dirs, group, path, node)
+        for _, file in lineage(dirs, group, option):
             known.update(read(file, path))
+        if option.startswith("_"):  # of a member that a strategy makes: what it leaves out has a default in the code
+            for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
+                del known.specs[key]
         if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
             known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
     return known
@@ -117,8 +121,9 @@ def _option(dirs: list[Path], group: str, path: str, node: Config) -> str:
     name = node.get(key)
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise Refused(f"{path}.{key}={str(name)[:40]} is no name")
-    if not name.startswith("_") and find(dirs, f"{group}/{name}"):
-        return name
+    for option in (name, f"_{name}") if not name.startswith("_") else ():
+        if find(dirs, f"{group}/{option}"):
+            return option
     if group in OTHERS:
         return OTHERS[group]
     return choose(f"{path}.{key}", name, sorted(f.stem for f in (dirs[0] / group).glob("[!_]*.yaml")))
@@ -158,7 +163,8 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
     _check_room(run, cfg, facts, room)
     if which is not None:
         held = run.shapes(which)
-        count, elements = len(held), sum(math.prod(shape) for _, shape in held.values())
+        all_held = [held, *_of_leaders(run, cfg["model"])]
+        count, elements = sum(map(len, all_held)), sum(math.prod(shape) for h in all_held for _, shape in h.values())
         limit = f"{which}.safetensors holds"
     else:
         held, count, limit = None, 100_000, "there is memory for"
@@ -172,6 +178,21 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
         raise Refused(f"{run.path / 'config.yaml'}: {e}") from None
     if held is not None and which is not None:
         _compare(run, which, held, model)
+
+
+def _of_leaders(run: Run, node: Config) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
+    """What the files of a follower's leaders hold, by their headers. Raises Refused: one is gone, or another run now."""
+    if node["family"] != "follower":
+        return []
+    for leader in node["leaders"]:
+        inner = leader["model"]
+        if parts.bare(inner) != inner:
+            raise Refused(f"{run.path / 'config.yaml'}: a leader's model names first weights; it is not trusted")
+    try:
+        paths = [run.reference(f"leader{i}") for i in range(len(node["leaders"]))]
+        return [Run.open(path).shapes() for path in paths if path is not None]
+    except Refused as e:
+        raise Refused(f"follower {run.path} needs its leader: {e}") from None
 
 
 def _check_room(run: Run, cfg: Config, facts: Facts, room: int) -> None:

@@ -157,4 +157,4 @@ def built(node: dict[str, Any], facts: Any) -> nn.Module:
 
 def bare(home: Lab) -> dict[str, Any]:
     """A run's model without its first weights."""
-    return {**home.run.config["model"], "pretrained": "false", "checkpoint": None}
+    return {**home.run.config["model"], "pretrained": False, "checkpoint": None}

@@ -82,7 +82,7 @@ class KD:
             if _reached(home, lab.settings.budget.target):
                 break
             known = [*known, _path(home)]
-            start = {"model": {**home.run.config["model"], "pretrained": "false", "checkpoint": _path(home)}}
+            start = {"model": {**home.run.config["model"], "pretrained": False, "checkpoint": _path(home)}}
         best = max(homes.values(), key=_goodness)
         self._keep(lab, best.fitted(), self._admitted(lab, paths), homes)
 

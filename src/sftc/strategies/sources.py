@@ -68,7 +68,8 @@ def made(lab: Lab, name: str, source: Any, node: dict[str, Any]) -> str:
 
 def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     """The data node of a source: the target's, less what is about its task, with what the source says itself."""
-    keys = {k for k in target if k not in TARGETS}
+    target = {**target, **{k: COMMON[k] for k in TARGETS}}
+    keys = set(target)
     name = source.get("name", target["name"])
     if name != target["name"]:
         keys &= COMMON.keys()

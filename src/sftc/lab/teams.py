@@ -13,7 +13,7 @@ from sftc.data.rows import digest
 from sftc.errors import Refused
 from sftc.models.fused import Fused, gathered
 from sftc.models.surgery import Tapped
-from sftc.store import Run
+from sftc.store import Run, hash_tensors
 from sftc.types import Metrics, Predictions
 
 if TYPE_CHECKING:
@@ -67,19 +67,21 @@ def keep(
     run.write_result({**result, **more})
     lab.card()
     run.mark("finished", value=outcome.metrics["val"].get(task.monitor))
+    run.checkpoints.drop()  # of members that were trained in lockstep
 
 
 def restored(lab: Lab) -> Fused:
     """The members of a fused run, each checked against the hash it was fused with, under its rule."""
     about, state = lab.run.fusion()
-    voices = []
-    for name, hashes in about["members"].items():
-        homes = [_home(lab, _name(name, i, len(hashes)), each) for i, each in enumerate(hashes)]
-        models = [lab.teacher(home).model for home in homes]
+    voices, taps = [], []
+    for (name, hashes), paths in zip(about["members"].items(), about["taps"], strict=True):
+        lives = [lab.teacher(_home(lab, _name(name, i, len(hashes)), each)) for i, each in enumerate(hashes)]
+        models = [live.model for live in lives]
         voices.append(models[0] if len(models) == 1 else Fused(models, fusion.make("mean", lab.task), lab.task))
+        taps.append([lives[0].inner + path for path in paths])
     pooling = fusion.make(about["rule"], lab.task, **about["options"])
     pooling.load(state)
-    return Fused(voices, pooling, lab.task, about["temperature"], about["taps"])
+    return Fused(voices, pooling, lab.task, about["temperature"], taps)
 
 
 def features(lab: Lab, homes: Sequence[Lab], taps: Sequence[Sequence[str]], split: str) -> list[Tensor]:
@@ -88,12 +90,13 @@ def features(lab: Lab, homes: Sequence[Lab], taps: Sequence[Sequence[str]], spli
     for home, paths in zip(homes, taps, strict=True):
         if not paths:
             continue
-        tapped = Tapped(lab.teacher(home).model, paths)
+        live = lab.teacher(home)
+        tapped = Tapped(live.model, [live.inner + path for path in paths])
         parts: list[list[Tensor]] = []
         for batch in lab.source(split).epoch(0):
             with torch.no_grad(), lab.device.autocast():
                 found = tapped(lab.device.inputs(batch.inputs)).features
-            parts.append([gathered(found[path]).cpu() for path in paths])
+            parts.append([gathered(found[live.inner + path]).cpu() for path in paths])
         tapped.close()
         out += [torch.cat(each) for each in zip(*parts, strict=True)]
     return out
@@ -102,7 +105,8 @@ def features(lab: Lab, homes: Sequence[Lab], taps: Sequence[Sequence[str]], spli
 def _home(lab: Lab, name: str, known: str) -> Lab:
     path = lab.run.reference(name) or lab.run.member(name)
     home = lab.open(str(path))
-    if home.run.result["fingerprints"]["model"] != known:
+    now = home.run.result["fingerprints"]["model"] if home.run.fused else hash_tensors(home.run.weights())
+    if now != known:
         raise Refused(f"{path} is no longer the member {name} that {lab.run.path} was fused from; fuse again")
     return home
 

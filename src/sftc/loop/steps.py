@@ -77,7 +77,7 @@ class Steps:
             if t.clip is not None and size is not None:
                 torch.nn.utils.clip_grads_with_norm_(t.params, t.clip, torch.linalg.vector_norm(size))
         watch.mask(state.trainees)
-        self.device.step(*(t.optimizer for t in state.trainees))
+        self.device.step(*(t.optimizer for t in state.trainees if not t.ended))
         for t in state.trainees:
             t.forget_gradients()
             if t.ema is not None and not t.ended:

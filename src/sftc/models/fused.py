@@ -45,10 +45,13 @@ class Fused(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         outs = [tapped(inputs) for tapped in self._tapped]
-        scores = torch.stack([self.task.scores(out.logits.float()) for out in outs])
-        features = [gathered(f) for out, paths in zip(outs, self.taps, strict=True) for f in _of(out.features, paths)]
+        # Rules are arithmetic on the CPU, wherever the members are.
+        scores = torch.stack([self.task.scores(out.logits.float()) for out in outs]).cpu()
+        features = [
+            gathered(f).cpu() for out, paths in zip(outs, self.taps, strict=True) for f in _of(out.features, paths)
+        ]
         fused = _positions(scores, lambda flat: self.rule.apply(flat, features))
-        logits = self.task.logits(fused)
+        logits = self.task.logits(fused).to(outs[0].logits.device)
         return logits if self.temperature == 1 else logits / self.temperature
 
 

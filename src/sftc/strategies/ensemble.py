@@ -37,6 +37,8 @@ class Ensemble:
             )
         if node["lockstep"] and members not in TOGETHER:
             raise Refused(f"strategy.lockstep: {members} follow one another; it is for {', '.join(TOGETHER)}")
+        if node["lockstep"] and node["member_epochs"]:
+            raise Refused("strategy.member_epochs: in lockstep all members learn as long; leave one of the two out")
 
     def run(self, lab: Lab) -> None:
         node = self.node

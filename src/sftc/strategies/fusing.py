@@ -50,6 +50,8 @@ class Outcome:
         self.options = {k: v for k, v in rule.items() if k not in ("name", "taps")}
         self.voices = voices
         self.taps = _taps(rule.get("taps") or [], len(voices))
+        if any(self.taps) and any(len(v.unit.homes) > 1 for v in voices):
+            raise Refused("fuse.taps: folds of a model have no layer in common; leave taps out, or fuse single models")
         self.task = lab.task
         self.made_with = self._options()
         heat = heat and "probabilities" in lab.task.offers

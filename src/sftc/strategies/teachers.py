@@ -27,7 +27,8 @@ class Taught:
         self.metrics = metrics
         self.remarks = remarks
         self.hash: str = home.run.result["fingerprints"]["model"]
-        self.name = str(home.run.config["model"]["name"])
+        about = home.run.result if home.run.fused else home.run.config
+        self.name = str(about["model"]["name"])
         self.path = str(home.run.path)
 
     @property

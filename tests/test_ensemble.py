@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ WAYS = {
 }
 
 
+class InSecond(After):
+    """Rises in the second step after the first member has ended, or in lockstep, after all have begun."""
+
+    def __init__(self, run: Path, way: str) -> None:
+        super().__init__(2)
+        self.run, self.file = run, "config.yaml" if "lockstep" in way else "result.json"
+
+    def __call__(self) -> Stopped | None:
+        return super().__call__() if any(self.run.glob(f"members/*/{self.file}")) else None
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """way -> a run of it that nobody disturbed."""
@@ -59,6 +71,12 @@ def equal(a: Run, b: Run) -> bool:
     return same and a.fusion()[0] == b.fusion()[0] and all(untimed(x) == untimed(y) for x, y in [(a, b), *pairs])
 
 
+def _train_rows(run: Run) -> list[int]:
+    rows = run.rows_of("train")
+    assert rows is not None
+    return rows.tolist()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_members_are_runs_and_the_team_opens_as_one(whole, way, capsys):
     run = whole(way)
@@ -80,7 +98,7 @@ def test_members_are_runs_and_the_team_opens_as_one(whole, way, capsys):
 @pytest.mark.parametrize("way", WAYS)
 def test_stopped_in_the_second_member_it_goes_on_to_the_same_bits(tmp_path, whole, way, monkeypatch):
     with pytest.raises(Stopped):
-        told(tmp_path / "run", *TEAM, *WAYS[way], stop=After(9 if "lockstep" not in way else 5))
+        told(tmp_path / "run", *TEAM, *WAYS[way], stop=InSecond(tmp_path / "run", way))
     done = [m for m in members(Run(tmp_path / "run")) if m.finished]
     fitted: list[Path] = []
     inner = Lab.fit
@@ -141,9 +159,9 @@ def test_a_bag_is_a_draw_of_as_many_rows(tmp_path, monkeypatch):
 
 def test_a_row_is_predicted_by_the_fold_that_did_not_learn_it(whole, tmp_path, monkeypatch):
     run = whole("folds of two")
-    rows = run.rows_of("train")
+    rows: Any = run.rows_of("train")
     for model in ("model0", "model1"):
-        learned = [Run(run.member(f"{model}-fold{k}")).rows_of("train") for k in range(3)]
+        learned: Any = [Run(run.member(f"{model}-fold{k}")).rows_of("train") for k in range(3)]
         left_out = torch.cat([rows[~torch.isin(rows, each)] for each in learned])
         assert sorted(left_out.tolist()) == sorted(rows.tolist())
     asked = []
@@ -156,7 +174,7 @@ def test_a_row_is_predicted_by_the_fold_that_did_not_learn_it(whole, tmp_path, m
     monkeypatch.setattr(Lab, "predict", predict)
     told(tmp_path / "run", *TEAM, *WAYS["folds of two"])
     held = [set(rows.tolist()) for split, rows in asked if split == "train" and rows is not None]
-    learned = [set(m.rows_of("train").tolist()) for m in members(Run(tmp_path / "run"))]
+    learned = [set(_train_rows(m)) for m in members(Run(tmp_path / "run"))]
     assert [h & own for h, own in zip(held, learned, strict=True)] == [set()] * 6
 
 
@@ -194,9 +212,8 @@ def test_finished_runs_are_members_too(tmp_path, whole):
 def test_contradictions_are_refused(tmp_path, more, what):
     out = tmp_path / "run"
     overrides = ("data.limit=96", "device.threads=1", "quiet=true", "model=mlp", *TEAM, *more)
+    cfg = config(*overrides)
     with pytest.raises(Refused, match=what) as why:
-        cfg = config(*overrides)
-        build.check(cfg)
         build.train(cfg, out, list(overrides), "sftc train")
     assert "\n" not in str(why.value)
     assert not out.exists()

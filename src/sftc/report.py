@@ -145,22 +145,41 @@ def write_card(run: Run) -> None:
     run.write_page("README.md", card(run, about["command"], about["notes"] + skipped(run.skipped)))
 
 
+def _fusion(run: Run) -> str:
+    """What a fused run is made of."""
+    members = ", ".join(f"`{name}`" for name in run.fusion()[0]["members"])
+    return f"""The answers of these members, made one by the rule in `fusion.json`: {members}.
+
+Validation was scored by rules fitted on other rows of it; the rule kept was fitted on all of them. The test split was
+read once."""
+
+
+def _trained(result: dict[str, Any]) -> str:
+    best, last = result["best"], result["last"]
+    return f"""`model.safetensors` is the best of {last["epoch"] + 1} epochs on validation by {result["monitor"]} (epoch
+{best["epoch"] + 1}); `last.safetensors` the last. The test split was read once, after training."""
+
+
+def _shown(run: Run) -> str:
+    return "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in run.pictures)
+
+
 def card(run: Run, command: str, notes: list[str]) -> str:
     config, result = run.config, run.result
-    best, last = result["best"], result["last"]
     numbers = _markdown(
         ["metric", "val (best)", "test (best)", "val (last)", "test (last)"],
         [[n, *(_number(r.get(n)) for r in _four(result))] for n in _ordered(result)],
     )
     facts = _markdown(["", ""], [[k, str(v)] for k, v in result["model"].items()])
     said = "\n".join(f"- {n}" for n in notes)
-    return f"""# {config["model"]["name"]} on {config["data"]["name"]}, strategy {config["strategy"]["name"]}
+    name = result["model"]["name"] if run.fused else config["model"]["name"]
+    what = _fusion(run) if run.fused else _trained(result)
+    return f"""# {name} on {config["data"]["name"]}, strategy {config["strategy"]["name"]}
 
-`model.safetensors` is the best of {last["epoch"] + 1} epochs on validation by {result["monitor"]} (epoch
-{best["epoch"] + 1}); `last.safetensors` the last. The test split was read once, after training.
+{what}
 
 {numbers}
-
+{_shown(run)}
 ## Model
 
 {facts}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftc import data as datasets
-from sftc import models, report, track
+from sftc import models, pictures, report, track
 from sftc.build import parts, trust
 from sftc.build.bench import Bench
 from sftc.build.facts import Facts
@@ -58,8 +58,7 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
                 lab.run.discard()
             raise
     report.show(*report.skipped(lab.run.skipped))
-    if not cfg["quiet"]:
-        _show(lab.run)
+    _end(lab.run, cfg["quiet"])
     return _monitor(lab.run)
 
 
@@ -89,20 +88,26 @@ def fuse(cfg: Config, out: Path, overrides: list[str], command: str) -> float | 
         except BaseException:  # nothing is learned yet that could be gone on with
             lab.run.discard()
             raise
-    if not cfg["quiet"]:
-        _show(lab.run)
+    _end(lab.run, cfg["quiet"])
     return _monitor(lab.run)
 
 
-def _show(run: Run) -> None:
-    """The tables at the end of a run."""
+def _end(run: Run, quiet: bool) -> None:
+    """The tables at the end of a run, and the pictures of a team."""
     result = run.result
-    tables: list[Any] = [] if "fused" in result else ["", report.scores(result)]
+    fused = "fused" in result
+    tables: list[Any] = [] if fused else ["", report.scores(result)]
     if "team" in result:
         tables += ["", report.team(result["team"], result["monitor"])]
-    if "fused" in result:
+    if fused:
         tables += ["", *report.fused(result)]
-    report.show(*tables, "", f"run folder: {run.path}")
+    if not quiet:
+        report.show(*tables)
+    lacking = pictures.draw(run) if fused else None
+    if fused:
+        report.write_card(run)  # again: now it shows them
+    if not quiet:
+        report.show(*(["", lacking] if lacking else []), "", f"run folder: {run.path}")
 
 
 def _old(cfg: Config, out: Path, overrides: list[str]) -> Run | None:

@@ -21,7 +21,7 @@ from sftc.errors import Refused, Stopped, choose, nearest
 from sftc.folders import free
 from sftc.store import forms
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import appended, inner, plain, tidy, write_tensors, write_text
+from sftc.store.files import appended, inner, plain, tidy, write_bytes, write_tensors, write_text
 from sftc.store.lock import locked
 from sftc.store.reading import lines, read_json, read_meta, read_shapes, read_tensors, read_yaml, within
 from sftc.types import Predictions
@@ -188,6 +188,14 @@ class Run:
 
     def write_page(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        write_bytes(self.path / f"{name}.png", png)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Names of the files that show this run, in order."""
+        return sorted(p.name for p in self.path.glob("[!.]*.png"))
 
     def _json(self, name: str) -> dict[str, Any] | None:
         return read_json(self.inside(name))

@@ -27,8 +27,8 @@ class Taught:
         self.metrics = metrics
         self.remarks = remarks
         self.hash: str = home.run.result["fingerprints"]["model"]
-        about = home.run.result if home.run.fused else home.run.config
-        self.name = str(about["model"]["name"])
+        fused = home.run.fused  # its config is about the first of its members
+        self.name = f"fused by {home.run.result['model']['name']}" if fused else str(home.run.config["model"]["name"])
         self.path = str(home.run.path)
 
     @property

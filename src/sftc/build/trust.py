@@ -181,7 +181,7 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
 
 
 def _of_leaders(run: Run, node: Config) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
-    """What the files of a follower's leaders hold, by their headers. Raises Refused: one is gone, or another run now."""
+    """What the files of a follower's leaders hold, by their headers. Raises Refused: one is gone."""
     if node["family"] != "follower":
         return []
     for leader in node["leaders"]:

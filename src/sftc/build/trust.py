@@ -112,9 +112,6 @@ def _declared(dirs: list[Path], cfg: Config) -> Keys:
                 del known.specs[key]
         if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
             known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
-    for path, spec in known.specs.items():
-        if any(form.kind == "models" for form in spec.forms):  # stored, each name is the node it stands for
-            known.specs[path] = replace(spec, rule="list", forms=parse_rule("list"))
     return known
 
 

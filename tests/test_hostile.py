@@ -269,6 +269,38 @@ def test_a_run_that_is_referred_to_is_read_and_never_written_to(tmp_path, outsid
     assert not list(outside.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rule": "os.system", "members": {}}, "os.system"),
+        ({"options": {"_target_": "os.system"}, "members": {}}, "_target_"),
+        ({"options": []}, "fusion.json"),
+        ({"members": {"../../outside": ["x"]}}, "link out"),
+        ({"members": {"m": []}}, "does not fit"),
+        ({"members": 3}, "fusion.json"),
+        ({"temperature": "1"}, "temperature"),
+        ({"taps": [3]}, "taps"),
+    ],
+)
+def test_a_fusion_is_held_to_its_form(change, says, done, capfd):
+    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [], "members": {"itself": ["x"]}}
+    (done / "members" / "itself").mkdir(parents=True)
+    (done / "members" / "itself" / "reference.json").write_text(json.dumps({"path": "../..", "model": None}))
+    (done / "fusion.json").write_text(json.dumps(about | change))
+    refused(capfd, says, "eval", done)
+
+
+def test_a_fusion_of_itself_ends(done, capfd):
+    hashes = json.loads((done / "result.json").read_text())["fingerprints"]["model"]
+    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [], "members": {"a": [hashes], "b": [hashes]}}
+    for name in "ab":
+        (done / "members" / name).mkdir(parents=True)
+        (done / "members" / name / "reference.json").write_text(json.dumps({"path": "../..", "model": None}))
+    (done / "fusion.json").write_text(json.dumps(about))
+    refused(capfd, "itself|cannot be used", "eval", done)
+    refused(capfd, "export one of them", "export", done)
+
+
 def test_only_a_run_is_ever_taken_away(outside):
     Run(outside).discard()
     assert (outside / "secret").exists()

@@ -113,7 +113,9 @@ class TensorBoard(Watch):
             raise Refused("tracker=tensorboard needs its package: pip install 'sftc[tensorboard]'") from None
         # purge_step: what a resumed run writes again replaces what was there.
         rows = run.rows()
-        self.writer = SummaryWriter(str(run.inside("tensorboard")), purge_step=rows[-1]["step"] + 1 if rows else 0)
+        self.writer = SummaryWriter(
+            str(run.inside("tensorboard")), purge_step=rows[-1].get("step", 0) + 1 if rows else 0
+        )
 
     def row(self, row: dict[str, Any]) -> None:
         for key, value in row.items():

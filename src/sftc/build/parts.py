@@ -123,7 +123,8 @@ def largest_input(cfg: Config) -> int | None:
 
 def model_nodes(cfg: Config) -> list[Config]:
     """Every model node of a config: the run's own, and those its strategy names."""
-    return [cfg["model"], *(n for n in cfg["strategy"].values() if isinstance(n, dict) and "family" in n)]
+    named = [each for n in cfg["strategy"].values() for each in (n if isinstance(n, list) else [n])]
+    return [cfg["model"], *(n for n in named if isinstance(n, dict) and "family" in n)]
 
 
 def resolve_data(node: Config, data: Data) -> Config:

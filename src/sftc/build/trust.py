@@ -90,6 +90,7 @@ def _declared(dirs: list[Path], cfg: Config) -> Keys:
     known.update(read(top_file))
     for key in NOT_STORED:
         known.specs.pop(key, None)
+    known.specs["epochs"] = replace(known.specs["epochs"], rule="int >= 0", forms=parse_rule("int >= 0"))  # a teacher's
     for place, _ in defaults(top_file):
         group, _, slot = place.partition("@")
         if not group or group in GLOBAL:
@@ -102,17 +103,43 @@ def _declared(dirs: list[Path], cfg: Config) -> Keys:
             continue
         if not isinstance(node, dict):
             raise Refused(f"{path}={str(node)[:40]} holds no keys")
-        known.specs.pop(path, None)
-        known.nodes.add(path)
-        option = _option(dirs, group, path, node)
-        for _, file in lineage(dirs, group, option):
-            known.update(read(file, path))
-        if option.startswith("_"):  # of a member that a strategy makes: what it leaves out has a default in the code
-            for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
-                del known.specs[key]
-        if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
-            known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
+        _declare(dirs, group, path, node, known)
+    for path, spec in known.specs.items():
+        if any(form.kind == "models" for form in spec.forms):  # names as typed, nodes as stored
+            known.specs[path] = replace(spec, rule="list", forms=parse_rule("list"))
+            _check_models(dirs, path, cfg["strategy"].get(path.rpartition(".")[2]))
     return known
+
+
+def _declare(dirs: list[Path], group: str, path: str, node: Config, known: Keys) -> None:
+    """Add the keys of one node: of the option it came from."""
+    known.specs.pop(path, None)
+    known.nodes.add(path)
+    option = _option(dirs, group, path, node)
+    for _, file in lineage(dirs, group, option):
+        known.update(read(file, path))
+    if option.startswith("_"):  # of a member that a strategy makes: what it leaves out has a default in the code
+        for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
+            del known.specs[key]
+    if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
+        known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
+        leaders = node.get("leaders") or []
+        _check_models(dirs, f"{path}.leaders", [x["model"] if isinstance(x, dict) else x for x in leaders])
+
+
+def _check_models(dirs: list[Path], path: str, listed: Any) -> None:
+    """Raises Refused: one of several model nodes has a key that nothing reads, or a value that is not allowed."""
+    for node in listed if isinstance(listed, list) else []:
+        if not isinstance(node, dict):
+            raise Refused(f"{path}: {str(node)[:40]} is no model")
+        keys = Keys(nodes={path})
+        for _, file in lineage(dirs, "model", _option(dirs, "model", path, node)):
+            keys.update(read(file, path))
+        keys.specs.pop(f"{path}.name", None)
+        rest = {path: {k: v for k, v in node.items() if k != "name"}}
+        if (unknown := keys.unknown(rest)) and node["family"] not in HUBS:
+            raise Refused(f"nothing reads {unknown[0]}; it was not written by sftc train")
+        keys.check(rest)
 
 
 def _option(dirs: list[Path], group: str, path: str, node: Config) -> str:
@@ -155,12 +182,12 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
     Raises:
         Refused: other weights than the file's by name, shape or type; or more than memory has room for.
     """
-    if run.fused:  # has no weights of its own; each member is held against its own when it is opened
+    room = psutil.virtual_memory().available
+    _check_room(run, cfg, facts, room)
+    if run.fused:  # a rule over members, each a run that is looked at by itself
         if which == "last":
             raise Refused(f"{run.path} is a fusion: it has no last weights")
         return
-    room = psutil.virtual_memory().available
-    _check_room(run, cfg, facts, room)
     if which is not None:
         held = run.shapes(which)
         all_held = [held, *_of_leaders(run, cfg["model"])]

@@ -28,6 +28,13 @@ RESULT = {
 MAYBE: dict[str, Any] = {"test": METRICS}  # of a result and of its `last`: there is not always a test split
 ORIGIN = {"facts": {str: object}, "loaded": [str]}
 SKIPPED = {str: {"of": int, "rows": {str: str}}}
+FUSION = {
+    "rule": str,
+    "options": {str: object},
+    "temperature": (int, float),
+    "taps": [[str]],
+    "members": {str: [str]},
+}
 REFERENCE = {"path": str, "model": (str, NoneType)}
 ENVIRONMENT = {"command": str, "notes": [str]}
 

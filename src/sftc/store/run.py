@@ -214,14 +214,14 @@ class Run:
         for line in lines(self.inside("metrics.jsonl")):
             with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                if isinstance(row, dict) and all(isinstance(row.get(key), int) for key in ("step", "epoch")):
+                if isinstance(row, dict) and all(isinstance(row.get(key, 0), int) for key in ("step", "epoch")):
                     rows.append(row)
         return rows
 
     def forget_from(self, epoch: int) -> None:
         """Drop the lines of metrics.jsonl from `epoch` on: a resumed run writes them again."""
         if (self.path / "metrics.jsonl").is_file():
-            kept = [r for r in self.rows() if r["epoch"] < epoch]
+            kept = [r for r in self.rows() if r.get("epoch", 0) < epoch]
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     @property
@@ -273,8 +273,7 @@ class Run:
     def fusion(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The rule of a fused run and its state. Raises Refused: not of this form."""
         about = self.read_json("fusion.json")
-        if not {"rule", "options", "temperature", "taps", "members"} <= about.keys():
-            raise Refused(f"{self.path / 'fusion.json'} is not what sftc fuse writes")
+        forms.expect(self.path / "fusion.json", about, forms.FUSION)
         path = self.inside("fusion.safetensors")
         return about, read_tensors(path) if path.exists() else {}
 

@@ -206,6 +206,22 @@ def test_two_leaders_of_one_source_run(combine, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [
+        (["data=digits"], "{name:fake,channels:1,size:8}"),
+        (["data=fake", "data.channels=1", "data.size=8"], "{name:digits}"),
+    ],
+)
+def test_a_source_may_be_another_data_set(target, source, tmp_path):
+    run = led(
+        tmp_path / "run", *target, f"strategy.source={source}", "strategy.followers=[]", "strategy.baseline=false"
+    )
+    home = Bench(Device("cpu")).open(run.reference("source"))  # its config has all keys of its own data, and no others
+    assert home.run.config["data"]["name"] == source[1:].split(":")[1].split(",")[0].rstrip("}")
+    assert home.data.shape == (1, 8, 8)
+
+
 def test_a_source_of_another_architecture_is_what_the_run_keeps(tmp_path):
     source = plain_run(tmp_path / "source", "model=simple_cnn", "data.classes=[0,1,2]")
     given = (f"strategy.source={source.path}", "data.classes=[5,6,7]", "strategy.followers=[]", "strategy.keep=3")

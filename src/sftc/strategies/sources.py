@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from sftc.data import COMMON, READERS
@@ -68,14 +69,16 @@ def made(lab: Lab, name: str, source: Any, node: dict[str, Any]) -> str:
 
 def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     """The data node of a source: the target's, less what is about its task, with what the source says itself."""
-    target = {**target, **{k: COMMON[k] for k in TARGETS}}
-    keys = set(target)
     name = source.get("name", target["name"])
-    if name != target["name"]:
-        keys &= COMMON.keys()
-        if name in READERS and READERS[name].locate is None:
-            keys -= {"root", "download"}
-    return {**{k: target[k] for k in target if k in keys}, **source}
+    start = {k: v for k, v in target.items() if k in COMMON or name == target["name"]}
+    start |= {k: COMMON[k] for k in TARGETS}
+    if name != target["name"] and name in READERS:
+        reader = READERS[name]
+        own = inspect.signature(reader.open).parameters.items()
+        start |= {k: p.default for k, p in own if k not in (*COMMON, "model_size") and p.default is not p.empty}
+        if reader.locate is None:  # it needs no files
+            start |= {k: COMMON[k] for k in ("root", "download")}
+    return {**start, **source}
 
 
 def _spoken(source: dict[str, Any]) -> str:

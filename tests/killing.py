@@ -30,7 +30,7 @@ from sftc.errors import Refused, Stopped
 from sftc.lab import Lab
 from sftc.loop.steps import Steps
 from sftc.metrics import _Pieces
-from sftc.store import Run, checkpoints, files
+from sftc.store import Run, checkpoints, files, reading
 from sftc.store.checkpoints import Checkpoints
 
 
@@ -301,7 +301,7 @@ def left(path: Path) -> dict[str, Any]:
         name = str(file.relative_to(path))
         out[name] = None
         if file.suffix == ".safetensors":
-            out |= {f"{name}:{k}": v for k, v in files.read_tensors(file).items()}
+            out |= {f"{name}:{k}": v for k, v in reading.read_tensors(file).items()}
         elif file.name == "metrics.jsonl":
             out[name] = _timeless(Run(file.parent).rows())
         elif file.name == "result.json":

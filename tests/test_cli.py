@@ -412,8 +412,10 @@ def test_every_option_we_ship_composes_also_with_smoke(group, option):
     dirs = [conf.conf_dir()]
     needs = [f"model.name={'resnet18'}"] if option in ("timm", "torchvision") and group == "model" else []
     needs += ["optim.name=adamw"] if (group, option) == ("optim", "timm") else []
-    config = compose.check_all("train", [f"{group}={option}", "debug=smoke", *needs], dirs, sweep=False)
-    assert config.choices[group] == option
+    place = "fuse@strategy.fuse" if group == "fuse" else group  # there it has no place of its own
+    needs += ["strategy=ensemble"] if group == "fuse" else []
+    config = compose.check_all("train", [f"{place}={option}", "debug=smoke", *needs], dirs, sweep=False)
+    assert config.choices[place] == option
     assert config.values["max_steps"] == 2
     assert config.values["model"]["input_size"] == "min"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from files import make, write_cifar, write_mnist
 from sftc import build
 from sftc.build.bench import Bench
 from sftc.cli import compose, conf
+from sftc.cli.options import chosen
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.store import Run
@@ -222,9 +222,9 @@ def test_all_that_exclude_each_other_are_refused_in_one_line(pair, roots, tmp_pa
 
 @pytest.mark.parametrize("name", conf.groups(DIRS)["experiment"])
 def test_smoke_runs_every_experiment(name: str, roots, tmp_path: Path):
-    file = conf.groups(DIRS)["experiment"][name]
-    data = re.search(r"override /data: (\w+)", file.read_text())
-    row = {"experiment": name, **({"data": data[1]} if data else {})}
+    data = chosen(DIRS, "train", [f"experiment={name}"]).get("data")
+    more = f" ++strategy.source.root={roots['cifar10']}" if name.startswith("leader_cifar10") else ""
+    row = {"experiment": name + more, **({"data": data} if data else {})}
     run = smoke(row, roots, tmp_path / "run")
     assert run.finished
     assert json.loads((run.path / "result.json").read_text())["last"]["step"] == 2

@@ -42,8 +42,16 @@ def chosen(dirs: list[Path], command: str, overrides: Iterable[str]) -> Choices:
     typed = {key: option for key, option in pairs if key.partition("@")[0] in known}
     for group in conf.GLOBAL:
         if file := conf.find(dirs, f"{group}/{typed.get(group, options.get(group))}"):
-            options |= {place: option for place, option in conf.defaults(file, override=True) if place in options}
+            options |= {place: option for place, option in _overriding(dirs, group, file) if place in options}
     return _resolved(dirs, options | typed)
+
+
+def _overriding(dirs: list[Path], group: str, file: Path) -> list[tuple[str, str]]:
+    """The choices that an experiment changes, after those of the experiments that it builds on."""
+    parts = [option for place, option in conf.defaults(file) if not place and option != "_self_"]
+    inner = [part for option in parts if (part := conf.find(dirs, f"{group}/{option}"))]
+    below = [pair for part in inner for pair in _overriding(dirs, group, part)]
+    return [*below, *conf.defaults(file, override=True)]
 
 
 def declared(dirs: list[Path], command: str, choices: Mapping[str, str | None]) -> Keys:

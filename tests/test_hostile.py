@@ -283,7 +283,7 @@ def test_a_run_that_is_referred_to_is_read_and_never_written_to(tmp_path, outsid
     ],
 )
 def test_a_fusion_is_held_to_its_form(change, says, done, capfd):
-    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [], "members": {"itself": ["x"]}}
+    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [[]], "members": {"itself": ["x"]}}
     (done / "members" / "itself").mkdir(parents=True)
     (done / "members" / "itself" / "reference.json").write_text(json.dumps({"path": "../..", "model": None}))
     (done / "fusion.json").write_text(json.dumps(about | change))
@@ -292,13 +292,14 @@ def test_a_fusion_is_held_to_its_form(change, says, done, capfd):
 
 def test_a_fusion_of_itself_ends(done, capfd):
     hashes = json.loads((done / "result.json").read_text())["fingerprints"]["model"]
-    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [], "members": {"a": [hashes], "b": [hashes]}}
+    about = {"rule": "mean", "options": {}, "temperature": 1.0, "taps": [[], []]}
+    about["members"] = {"a": [hashes], "b": [hashes]}
     for name in "ab":
         (done / "members" / name).mkdir(parents=True)
         (done / "members" / name / "reference.json").write_text(json.dumps({"path": "../..", "model": None}))
     (done / "fusion.json").write_text(json.dumps(about))
     refused(capfd, "itself|cannot be used", "eval", done)
-    refused(capfd, "export one of them", "export", done)
+    refused(capfd, "itself|cannot be used", "export", done)
 
 
 def test_only_a_run_is_ever_taken_away(outside):

@@ -33,6 +33,8 @@ VARIANTS = {
 }
 # Options that need a machine of their own; without it they say so (tests of the device).
 ELSEWHERE = {("device", "cuda"), ("device", "mps")}
+# Teams are many runs: what their members may be is tested with them.
+ELSEWHERE |= {("strategy", "ensemble"), ("strategy", "leader")}
 
 
 def options() -> dict[str, list[str]]:
@@ -41,7 +43,8 @@ def options() -> dict[str, list[str]]:
             text for name in names if (group, name) not in ELSEWHERE for text in VARIANTS.get((group, name), [name])
         ]
         for group, names in conf.groups(DIRS).items()
-        if group not in conf.GLOBAL  # experiments set the other groups, debug is what is tested
+        # Experiments set the other groups, debug is what is tested, and rules of fusion are for finished runs.
+        if group not in (*conf.GLOBAL, "fuse")
     }
 
 

@@ -73,14 +73,16 @@ def keep(
 def restored(lab: Lab) -> Fused:
     """The members of a fused run, each checked against the hash it was fused with, under its rule."""
     about, state = lab.run.fusion()
+    pooling = fusion.make(about["rule"], lab.task, **about["options"])
+    pooling.load(state)
+    if len(about["taps"]) != len(about["members"]):
+        raise Refused(f"{lab.run.path / 'fusion.json'} lists taps of {len(about['taps'])} members, and others")
     voices, taps = [], []
     for (name, hashes), paths in zip(about["members"].items(), about["taps"], strict=True):
         lives = [lab.teacher(_home(lab, _name(name, i, len(hashes)), each)) for i, each in enumerate(hashes)]
         models = [live.model for live in lives]
         voices.append(models[0] if len(models) == 1 else Fused(models, fusion.make("mean", lab.task), lab.task))
         taps.append([lives[0].inner + path for path in paths])
-    pooling = fusion.make(about["rule"], lab.task, **about["options"])
-    pooling.load(state)
     return Fused(voices, pooling, lab.task, about["temperature"], taps)
 
 

@@ -224,7 +224,8 @@ def mutate(run: Path, rng: RNG) -> str:
     content = file.read_bytes()
     edits = {".safetensors": header, ".yaml": in_yaml, ".json": in_json}
     if rng.random() < 0.7 and file.suffix in edits:
-        with contextlib.suppress(ValueError, TypeError, RecursionError, struct.error, yaml.YAMLError):  # it is damaged already
+        # It is damaged already.
+        with contextlib.suppress(ValueError, TypeError, RecursionError, struct.error, yaml.YAMLError):
             file.write_bytes(edits[file.suffix](content, rng))
             return f"value {file.name}"
     how = rng.choice(BYTES)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from problems import CONF, cifar, stirred
+from problems import cifar, stirred
 from sftc.build.parts import multiply_adds
+from sftc.cli.conf import conf_dir
 from sftc.models.cifar import NETS
 
 # As printed by the field's code for 100 classes, in weights; its papers print millions.
@@ -104,7 +105,7 @@ def test_size_is_the_published_one(name):
 
 
 def test_no_net_is_missing_and_the_yaml_names_them_all():
-    words = (CONF / "model" / "cifar.yaml").read_text().partition("# one of ")[2].partition(":")[0].split(", ")
+    words = (conf_dir() / "model" / "cifar.yaml").read_text().partition("# one of ")[2].partition(":")[0].split(", ")
     assert list(NETS) == words
     assert set(NETS) == PUBLISHED.keys() == BY_HAND.keys()
 

@@ -314,7 +314,7 @@ def test_only_a_run_is_ever_taken_away(outside):
     ("changes", "says"),
     [
         ({"model__hidden": [10**12]}, "more weights than"),
-        ({"model__hidden": [8] * 100_000}, "more weights than"),
+        ({"model__hidden": [8] * 1_000}, "more weights than"),
         ({"model__hidden": [9]}, r"fc1\.0\.weight is float32 8 x 64 in the file and float32 9 x 64 by the config"),
         ({"model__batch_norm": True}, "absent in the file"),
         ({"model__hidden": []}, "3 x 64 by the config"),

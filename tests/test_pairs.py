@@ -223,7 +223,12 @@ def test_all_that_exclude_each_other_are_refused_in_one_line(pair, roots, tmp_pa
     refused(pair, roots, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", conf.groups(DIRS)["experiment"])
+SLOW = {"kd_cifar10"}  # ResNet-50 at 224 pixels
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in conf.groups(DIRS)["experiment"]]
+)
 def test_smoke_runs_every_experiment(name: str, roots, tmp_path: Path):
     data = chosen(DIRS, "train", [f"experiment={name}"]).get("data")
     more = f" ++strategy.source.root={roots['cifar10']}" if name.startswith("leader_cifar10") else ""

@@ -272,8 +272,8 @@ def test_a_run_that_is_referred_to_is_read_and_never_written_to(tmp_path, outsid
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rule": "os.system", "members": {}}, "os.system"),
-        ({"options": {"_target_": "os.system"}, "members": {}}, "_target_"),
+        ({"rule": "os.system", "members": {}, "taps": []}, "os.system"),
+        ({"options": {"_target_": "os.system"}, "members": {}, "taps": []}, "_target_"),
         ({"options": []}, "fusion.json"),
         ({"members": {"../../outside": ["x"]}}, "link out"),
         ({"members": {"m": []}}, "does not fit"),
@@ -358,7 +358,7 @@ def test_made_up_data_stay_small(changes, done, capfd):
         ({"shape": "18"}, "shape"),
         ({"shape": [1, 8, 8.5]}, "shape"),
         ({"shape": [True, 8, 8]}, "shape"),
-        ({"class_names": [str(i) for i in range(10**6)]}, "more weights|3 in the file"),
+        ({"class_names": [str(i) for i in range(10**6)]}, "more weights|3 x 8 in the file"),
         ({"class_names": ["1", "3", "7"]}, "other classes"),
         ({"class_names": ["1", "1", "1"]}, "classes"),
         ({"class_names": {"1": 1}}, "class_names"),

@@ -269,3 +269,8 @@ def test_members_of_other_scaling_are_fused_and_tapped(tmp_path, members):
     other = plain(tmp_path / "other", "model.mean=0.1", "model.std=0.3", "seed=4", *FEW).path
     run = fuse(tmp_path / "fused", [members[0], other], "fuse=features", "fuse.taps=[net.fc1]")
     torch.testing.assert_close(scores(run, "test"), run.predictions("test")[0].scores, rtol=1e-4, atol=1e-6)
+
+
+def test_the_device_is_chosen_as_in_every_command():
+    assert config("runs=[a]", "device=cpu", command="fuse")["device"]["accelerator"] == "cpu"
+    assert config("runs=[a]", command="fuse").get("device") is None

@@ -107,7 +107,8 @@ def _cost(rows: list[dict[str, Any]], monitor: str, maximize: bool) -> Any:
         axes.set_xscale("log")
     for flag, colour, marker, label in ((False, MEMBER, "o", "a member"), (True, RULE, "D", "a rule over members")):
         at = [p for p, r in zip(points, ruled, strict=True) if r == flag]
-        axes.scatter(*zip(*at, strict=True), c=colour, marker=marker, s=34, label=label, zorder=3, linewidths=0)
+        if at:  # a run fused by `best` alone has no rule to draw
+            axes.scatter(*zip(*at, strict=True), c=colour, marker=marker, s=34, label=label, zorder=3, linewidths=0)
     x, y = zip(*(points[i] for i in best), strict=True)
     axes.step(x, y, where="post", color=INK, linewidth=1, label="best at this cost (Pareto)", zorder=2)
     axes.set_xlabel("milliseconds per row")

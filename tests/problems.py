@@ -38,7 +38,7 @@ def config(*overrides: str, command: str = "train") -> dict[str, Any]:
 
 def cifar(name: str, out_dim: int = 100, shape: tuple[int, ...] = (3, 32, 32), **keys: Any) -> models.Vision:
     """A net of `model=cifar`."""
-    return models.build({"family": "cifar", "name": name, **keys}, out_dim=out_dim, shape=shape)
+    return models.build({"family": "cifar", "name": name, **keys}, out_dim=out_dim, form=shape)
 
 
 def stirred(model: nn.Module) -> Any:

@@ -86,7 +86,7 @@ def test_export_needs_nothing_else(done, tmp_path):
     with safe_open(tmp_path / "x" / "model.safetensors", "pt") as f:
         about, state = json.loads(f.metadata()["sftc"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     assert about == json.loads((tmp_path / "x" / "config.json").read_text())
-    model = models.build(about["model"], out_dim=len(about["class_names"]), shape=tuple(about["shape"]))
+    model = models.build(about["model"], out_dim=len(about["class_names"]), form=tuple(about["shape"]))
     model.load_state_dict(state)
     assert about["class_names"] == ["1", "3", "5"]
     with pytest.raises(Refused, match="never overwritten"):
@@ -165,11 +165,12 @@ def test_a_config_of_something_else_is_refused(tmp_path):
 def test_multiply_adds_of_lenet_are_the_known_ones():
     from sftc import models
     from sftc.build.parts import multiply_adds
+    from sftc.types import Form
 
     node = config("model=simple_cnn")["model"]
-    lenet = models.build(node, out_dim=10, shape=(3, 32, 32))
+    lenet = models.build(node, out_dim=10, form=(3, 32, 32))
     # conv 6@28x28 of 3x5x5, conv 16@10x10 of 6x5x5, dense 400-120-84-10
-    assert multiply_adds(lenet, (3, 32, 32)) == 6 * 784 * 75 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+    assert multiply_adds(lenet, Form((3, 32, 32))) == 6 * 784 * 75 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10
 
 
 def test_eval_and_export_do_without_the_data_the_run_learned_from(tmp_path, capsys):

@@ -13,7 +13,7 @@ from sftc.models import surgery
 
 
 def build(family: str = "timm", name: str = "test_resnet") -> models.Vision:
-    return models.build({"family": family, "name": name, "pretrained": False}, out_dim=3, shape=(3, 32, 32))
+    return models.build({"family": family, "name": name, "pretrained": False}, out_dim=3, form=(3, 32, 32))
 
 
 def moving(model: nn.Module) -> list[bool]:

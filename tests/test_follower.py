@@ -25,7 +25,7 @@ def spec(taps=("logits",), name="mlp", combine="concat", leaders=None, **net):
 
 def follower(*taps, out_dim=5, **more):
     torch.manual_seed(0)
-    return models.build(spec(taps or ("logits",), **more), out_dim=out_dim, shape=SHAPE).eval()
+    return models.build(spec(taps or ("logits",), **more), out_dim=out_dim, form=SHAPE).eval()
 
 
 def pictures(n=6):
@@ -89,7 +89,7 @@ def test_a_copy_asks_the_same_leaders_and_devices_are_shared():
 def test_all_of_it_travels_with_its_leaders_inside():
     f, x = follower("logits", "net.fc2", hidden=[7]), pictures()
     torch.manual_seed(9)
-    other = models.build(spec(("logits", "net.fc2"), hidden=[7]), out_dim=5, shape=SHAPE).eval()
+    other = models.build(spec(("logits", "net.fc2"), hidden=[7]), out_dim=5, form=SHAPE).eval()
     assert not torch.equal(other(x), f(x))
     other.load_whole(f.whole())
     assert torch.equal(other(x), f(x))
@@ -113,7 +113,7 @@ def test_all_of_it_travels_with_its_leaders_inside():
 )
 def test_what_cannot_be_wired_is_refused_in_one_line(node, says):
     with pytest.raises(Refused, match=says) as e:
-        models.build(node, out_dim=5, shape=SHAPE)
+        models.build(node, out_dim=5, form=SHAPE)
     assert "\n" not in str(e.value)
 
 

@@ -654,5 +654,5 @@ def test_a_run_to_be_opened_as_a_teacher_is_held_to_the_same(done):
 def test_a_limit_on_weights_ends_with_its_block():
     node = {"family": "mlp", "name": "mlp", "hidden": [64]}
     with pytest.raises(Refused), models.bounds.no_more_than(4, 100, "this"):
-        models.build(node, out_dim=2, shape=(10,))
-    models.build(node, out_dim=2, shape=(10,))
+        models.build(node, out_dim=2, form=(10,))
+    models.build(node, out_dim=2, form=(10,))

@@ -76,7 +76,7 @@ def cached(monkeypatch, tmp_path) -> Path:
 )
 @pytest.mark.parametrize("out_dim", [1, 7])
 def test_the_head_fits_the_task_and_the_size_the_data(family, name, side, heads, out_dim):
-    model = models.build(spec(family, name), out_dim=out_dim, shape=(1, 28, 28))
+    model = models.build(spec(family, name), out_dim=out_dim, form=(1, 28, 28))
     assert model.facts["input_size"] == side
     assert model.heads == heads
     pictures = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
@@ -88,13 +88,13 @@ def test_the_head_fits_the_task_and_the_size_the_data(family, name, side, heads,
 
 
 def test_facts_are_plain_and_rebuild_the_model():
-    model = models.build(spec("timm", "test_vit", input_size="min", mean=0.4), out_dim=3, shape=(3, 28, 28))
+    model = models.build(spec("timm", "test_vit", input_size="min", mean=0.4), out_dim=3, form=(3, 28, 28))
     facts = model.facts
     assert (facts["family"], facts["name"], facts["pretrained"]) == ("timm", "test_vit", "no")
     assert (facts["input_size"], facts["mean"], facts["std"]) == (16, [0.4] * 3, [0.5] * 3)
     assert facts["params"] == sum(p.numel() for p in model.parameters())
     stored = {k: facts[k] for k in ("input_size", "mean", "std")}
-    again = models.build(spec("timm", "test_vit", **stored), out_dim=3, shape=(3, 28, 28))
+    again = models.build(spec("timm", "test_vit", **stored), out_dim=3, form=(3, 28, 28))
     again.load_state_dict(model.state_dict())
     pictures = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     assert torch.equal(again.eval()(pictures), model.eval()(pictures))
@@ -104,16 +104,14 @@ def test_facts_are_plain_and_rebuild_the_model():
 def test_the_callers_seed_decides_the_weights():
     def draw():
         torch.manual_seed(3)
-        return models.build(spec("timm", "test_vit"), out_dim=3, shape=(3, 28, 28)).state_dict()
+        return models.build(spec("timm", "test_vit"), out_dim=3, form=(3, 28, 28)).state_dict()
 
     first, second = draw(), draw()
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_keywords_reach_the_architecture_and_copies_work():
-    model = models.build(
-        spec("timm", "test_vit", drop_path_rate=0.4, kwargs={"depth": 2}), out_dim=3, shape=(3, 32, 32)
-    )
+    model = models.build(spec("timm", "test_vit", drop_path_rate=0.4, kwargs={"depth": 2}), out_dim=3, form=(3, 32, 32))
     assert len(model.net.blocks) == 2
     assert copy.deepcopy(model).net.blocks[1].drop_path1.drop_prob == pytest.approx(0.4)
 
@@ -142,7 +140,7 @@ def test_mistakes_are_named_without_data(family, name, change, words):
 @pytest.mark.parametrize(("shape", "words"), [((5,), "model=mlp"), ((4, 32, 32), "4 channels")])
 def test_data_it_cannot_read(shape, words):
     with pytest.raises(Refused, match=words):
-        models.build(spec("timm", "test_resnet"), out_dim=2, shape=shape)
+        models.build(spec("timm", "test_resnet"), out_dim=2, form=shape)
 
 
 @pytest.mark.parametrize(("family", "name"), [("timm", "test_resnet"), ("torchvision", "resnet18")])
@@ -150,11 +148,11 @@ def test_without_weights_to_be_had(family, name, no_network, monkeypatch, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     start = time.perf_counter()
-    for ask in (models.check, lambda node: models.build(node, out_dim=2, shape=(3, 32, 32))):
+    for ask in (models.check, lambda node: models.build(node, out_dim=2, form=(3, 32, 32))):
         with pytest.raises(Refused, match=r"model\.checkpoint=PATH"):
             ask(spec(family, name, pretrained=True))
     models.check(spec(family, name, pretrained="auto"))
-    model = models.build(spec(family, name, pretrained="auto"), out_dim=2, shape=(3, 32, 32))
+    model = models.build(spec(family, name, pretrained="auto"), out_dim=2, form=(3, 32, 32))
     assert model.facts["pretrained"].startswith("unavailable: ")
     assert model.facts["input_size"] == 32
     assert time.perf_counter() - start < 10  # the hub's own client takes most of a minute
@@ -167,7 +165,7 @@ def test_an_architecture_nobody_trained(no_network):
 
 def test_cached_weights_bring_their_size_and_colours(cached, no_network):
     stored = timm.models.load_state_dict(str(cached))
-    model = models.build(spec("timm", "test_resnet", pretrained=True), out_dim=7, shape=(1, 28, 28))
+    model = models.build(spec("timm", "test_resnet", pretrained=True), out_dim=7, form=(1, 28, 28))
     assert model.facts["pretrained"] == "loaded"
     assert model.facts["input_size"] == 160
     assert model.facts["mean"] == list(timm.get_pretrained_cfg("test_resnet").mean)
@@ -175,7 +173,7 @@ def test_cached_weights_bring_their_size_and_colours(cached, no_network):
     assert torch.equal(own["layer1.0.conv1.weight"], stored["layer1.0.conv1.weight"])
     assert own["fc.weight"].shape == (7, stored["fc.weight"].shape[1])
     assert model.loaded == {n for n, _ in model.named_parameters()} - {"net.fc.weight", "net.fc.bias"}
-    small = models.build(spec("timm", "test_resnet", pretrained="auto", input_size=32), out_dim=7, shape=(1, 28, 28))
+    small = models.build(spec("timm", "test_resnet", pretrained="auto", input_size=32), out_dim=7, form=(1, 28, 28))
     assert small.facts["input_size"] == 32
     assert torch.equal(small.net.state_dict()["conv1.0.weight"], stored["conv1.0.weight"])
 
@@ -183,8 +181,8 @@ def test_cached_weights_bring_their_size_and_colours(cached, no_network):
 def test_damaged_weights_in_the_cache(cached, no_network):
     cached.write_bytes(cached.read_bytes()[:1000])
     with pytest.raises(Refused, match="cannot be loaded"):
-        models.build(spec("timm", "test_resnet", pretrained=True), out_dim=2, shape=(3, 32, 32))
-    model = models.build(spec("timm", "test_resnet", pretrained="auto"), out_dim=2, shape=(3, 32, 32))
+        models.build(spec("timm", "test_resnet", pretrained=True), out_dim=2, form=(3, 32, 32))
+    model = models.build(spec("timm", "test_resnet", pretrained="auto"), out_dim=2, form=(3, 32, 32))
     assert model.facts["pretrained"].startswith("unavailable: ")
     assert model.facts["input_size"] == 32
     assert model.loaded == set()
@@ -196,7 +194,7 @@ def test_torchvisions_cached_weights(no_network, monkeypatch, tmp_path):
     url = tv.get_model_weights("squeezenet1_1").DEFAULT.url
     theirs = tv.squeezenet1_1()
     torch.save(theirs.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[1])
-    model = models.build(spec("torchvision", "squeezenet1_1", pretrained=True), out_dim=7, shape=(3, 32, 32))
+    model = models.build(spec("torchvision", "squeezenet1_1", pretrained=True), out_dim=7, form=(3, 32, 32))
     assert (model.facts["pretrained"], model.facts["input_size"]) == ("loaded", 224)
     assert model.facts["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert torch.equal(model.net.features[0].weight, theirs.features[0].weight)
@@ -208,10 +206,10 @@ def test_a_checkpoint_stands_in_for_published_weights(no_network, tmp_path):
     save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
     node = spec("timm", name, checkpoint=str(tmp_path / "w.safetensors"))
     models.check(node | {"pretrained": True})
-    model = models.build(node | {"pretrained": True}, out_dim=7, shape=(3, 28, 28))
+    model = models.build(node | {"pretrained": True}, out_dim=7, form=(3, 28, 28))
     assert (model.facts["pretrained"], model.facts["input_size"]) == ("checkpoint", 224)
     assert model.facts["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert model.facts["checkpoint"]["shape_mismatch"] == ["net.classifier.weight", "net.classifier.bias"]
-    own = models.build(node | {"pretrained": "auto"}, out_dim=7, shape=(3, 28, 28))
+    own = models.build(node | {"pretrained": "auto"}, out_dim=7, form=(3, 28, 28))
     assert own.facts["input_size"] == 28
     assert own.facts["mean"] == [0.5] * 3

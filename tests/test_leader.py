@@ -161,7 +161,7 @@ def test_an_exported_follower_has_its_leader_inside(team, tmp_path):
     run = member(team, "follower1")
     build.export({"run": str(run.path), "weights": "model", "out": str(tmp_path / "out"), "quiet": True})
     about = json.loads(read_meta(tmp_path / "out" / "model.safetensors")["sftc"])
-    model = models.build(about["model"], out_dim=len(about["class_names"]), shape=tuple(about["shape"])).eval()
+    model = models.build(about["model"], out_dim=len(about["class_names"]), form=tuple(about["shape"])).eval()
     model.load_whole(read_tensors(tmp_path / "out" / "model.safetensors"))
     own = Bench(Device("cpu")).open(run.path)
     inputs = next(iter(own.source("val").epoch(0))).inputs

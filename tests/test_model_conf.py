@@ -42,7 +42,7 @@ def test_schedules(name):
 
 @pytest.mark.parametrize("name", options("finetune"))
 def test_finetuning(name):
-    model = models.build({"family": "mlp", "name": "mlp"}, out_dim=2, shape=(3,))
+    model = models.build({"family": "mlp", "name": "mlp"}, out_dim=2, form=(3,))
     way = optim.finetune(node("finetune", name))
     way.begin(model)
     assert way.groups(model, 0.1, 0.1)

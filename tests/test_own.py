@@ -34,7 +34,7 @@ class Tutorial(nn.Module):
 
 
 def test_simple_cnn_at_32_pixels_is_the_tutorials():
-    ours, theirs = models.build(CNN, out_dim=10, shape=(3, 32, 32)), Tutorial()
+    ours, theirs = models.build(CNN, out_dim=10, form=(3, 32, 32)), Tutorial()
     weights = list(theirs.parameters())
     assert [p.shape for p in ours.parameters()] == [p.shape for p in weights]
     with torch.no_grad():
@@ -46,37 +46,37 @@ def test_simple_cnn_at_32_pixels_is_the_tutorials():
 
 @pytest.mark.parametrize(("side", "features"), [(8, 64), (28, 400), (32, 400), (64, 400), (100, 400)])
 def test_simple_cnn_reads_any_size(side, features):
-    model = models.build(CNN, out_dim=10, shape=(1, side, side))
+    model = models.build(CNN, out_dim=10, form=(1, side, side))
     assert model(torch.zeros(2, 1, side, side, dtype=torch.uint8)).shape == (2, 10)
     assert model.net.fc1[0].in_features == features
 
 
 def test_simple_cnn_keeps_a_picture_that_is_not_square():
-    model = models.build(CNN, out_dim=2, shape=(3, 20, 40))
+    model = models.build(CNN, out_dim=2, form=(3, 20, 40))
     assert model.facts["input_size"] == [20, 40]
     assert model(torch.zeros(2, 3, 20, 40, dtype=torch.uint8)).shape == (2, 2)
 
 
 def test_many_convolutions_do_not_run_out_of_picture():
     spec = CNN | {"channels": [4, 4, 4, 4, 4], "batch_norm": True}
-    assert models.build(spec, out_dim=3, shape=(1, 8, 8)).eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert models.build(spec, out_dim=3, form=(1, 8, 8)).eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
 
 def test_mlp_is_784_128_64_10():
-    model = models.build(MLP, out_dim=10, shape=(1, 28, 28))
+    model = models.build(MLP, out_dim=10, form=(1, 28, 28))
     assert [tuple(p.shape) for p in model.parameters() if p.ndim == 2] == [(128, 784), (64, 128), (10, 64)]
     assert model.facts["params"] == 784 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
 
 
 def test_mlp_reads_tables_as_they_are():
-    model = models.build(MLP, out_dim=1, shape=(13,))
+    model = models.build(MLP, out_dim=1, form=(13,))
     table = torch.randn(5, 13)
     assert model(table).shape == (5, 1)
     assert torch.equal(model(table), model.net(table))
 
 
 def test_dropout_and_batch_norm_are_there_when_asked_for():
-    model = models.build(MLP | {"dropout": 0.3, "batch_norm": True}, out_dim=2, shape=(4,))
+    model = models.build(MLP | {"dropout": 0.3, "batch_norm": True}, out_dim=2, form=(4,))
     kinds = [type(m) for m in model.modules()]
     assert kinds.count(nn.BatchNorm1d) == 2
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.3]
@@ -85,14 +85,14 @@ def test_dropout_and_batch_norm_are_there_when_asked_for():
 @pytest.mark.parametrize("spec", [MLP, CNN, {"family": "linear", "name": "linear"}])
 def test_log_softmax_makes_nll_the_cross_entropy(spec):
     pictures, target = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), torch.arange(6) % 3
-    plain = models.build(spec, out_dim=3, shape=(1, 8, 8))
-    ending = models.build(spec | {"log_softmax": True}, out_dim=3, shape=(1, 8, 8))
+    plain = models.build(spec, out_dim=3, form=(1, 8, 8))
+    ending = models.build(spec | {"log_softmax": True}, out_dim=3, form=(1, 8, 8))
     ending.load_state_dict(plain.state_dict())
     torch.testing.assert_close(F.nll_loss(ending(pictures), target), F.cross_entropy(plain(pictures), target))
 
 
 def test_the_least_input_is_eight_pixels():
-    model = models.build(MLP | {"input_size": "min"}, out_dim=2, shape=(1, 28, 28))
+    model = models.build(MLP | {"input_size": "min"}, out_dim=2, form=(1, 28, 28))
     assert model.facts["input_size"] == 8
     assert model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (2, 2)
 
@@ -120,4 +120,4 @@ def test_mistakes_are_named_without_data(change, words):
 
 def test_a_cnn_reads_no_table():
     with pytest.raises(Refused, match="model=mlp"):
-        models.build(CNN, out_dim=2, shape=(5,))
+        models.build(CNN, out_dim=2, form=(5,))

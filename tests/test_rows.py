@@ -110,7 +110,7 @@ def test_counts_and_facts():
     labelled = d.splits["train"].target[d.splits["train"].rows] >= 0
     assert d.class_counts is not None
     assert int(d.class_counts.sum()) == int(labelled.sum()) == round(0.5 * len(labelled))
-    assert (d.kind, d.out_dim, d.channels, d.shape) == ("classes", 10, 1, (1, 8, 8))
+    assert (d.kind, d.out_dim, d.form.kind, d.shape) == ("classes", 10, "picture", (1, 8, 8))
     assert d.target_mean is None
     assert any(n.startswith("val: 0.1") for n in d.notes)
     labels = data.build({"name": "fake", "kind": "labels"})

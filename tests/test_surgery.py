@@ -37,7 +37,7 @@ HEAVY = {
 
 def build(family: str, name: str, out_dim: int = 5, **keys) -> models.Vision:
     return models.build(
-        {"family": family, "name": name, "pretrained": False, **keys}, out_dim=out_dim, shape=(3, 32, 32)
+        {"family": family, "name": name, "pretrained": False, **keys}, out_dim=out_dim, form=(3, 32, 32)
     )
 
 

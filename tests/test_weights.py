@@ -18,7 +18,7 @@ SPEC = {"family": "mlp", "name": "mlp", "hidden": [6], "batch_norm": True, "chec
 
 
 def mlp(out_dim=3, **changes):
-    return models.build(SPEC | changes, out_dim=out_dim, shape=(4,))
+    return models.build(SPEC | changes, out_dim=out_dim, form=(4,))
 
 
 def same(one: nn.Module, other: nn.Module, skip: str = "-") -> bool:

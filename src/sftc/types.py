@@ -7,8 +7,8 @@ casts the floats in them, which would round regression targets under mixed preci
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,47 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {k: _map(v, change) for k, v in value.items()}
     return value
+
+
+class Form:
+    """What a row of inputs is, as far as a model must know it before it is built.
+
+    Args:
+        shape: of one row: (C, H, W) of a picture, (D,) of a table, (1, T) of a sound; () of a text.
+        kind: picture, table, text or sound; by default what a shape of its length is.
+        about: more that models of this kind read, in plain types; a run keeps it.
+        corpus: () -> the training rows as text, for a vocabulary; None where a stored model is built again.
+    """
+
+    __slots__ = ("about", "corpus", "kind", "shape")
+
+    KINDS: ClassVar = {3: "picture", 1: "table", 0: "text", 2: "sound"}  # by the length of the shape
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        kind: str | None = None,
+        about: Mapping[str, Any] | None = None,
+        corpus: Callable[[], Iterable[str]] | None = None,
+    ) -> None:
+        self.shape = tuple(shape)
+        self.kind = self.KINDS[len(self.shape)] if kind is None else kind
+        self.about = dict(about or {})
+        self.corpus = corpus
+
+    @classmethod
+    def of(cls, form: Form | Sequence[int]) -> Form:
+        """A bare shape is a form that says no more."""
+        return form if isinstance(form, Form) else cls(form)
+
+    def blank(self, rows: int = 1) -> Tensor:
+        """Rows that say nothing, as a batch holds them: for a dry run."""
+        if self.kind == "text":
+            return torch.full((rows, 4), ord("a"), dtype=torch.uint8)
+        return torch.zeros(rows, *self.shape)
+
+    def plain(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "form": self.kind, "about": self.about}
 
 
 class Partner:

@@ -91,7 +91,7 @@ class Bench:
         parts.task(cfg, data)
         first = parts.first_model(cfg, data)
         optim.finetune(cfg["finetune"]).groups(first, 1.0, 0.0)  # refuses more blocks than there are
-        self.device.settle(parts.multiply_adds(first, data.shape) * cfg["batch_size"])
+        self.device.settle(parts.multiply_adds(first, data.form) * cfg["batch_size"])
         parts.check_rows(first, data, cfg["batch_size"])
         # Read now what stays in memory: a broken picture leaves no folder, and where rows live is among the notes.
         for split in ("train", "val"):

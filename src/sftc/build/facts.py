@@ -12,22 +12,32 @@ from sftc.errors import Refused
 from sftc.store import Run
 from sftc.store.forms import expect
 from sftc.tasks import TASKS
+from sftc.types import Form
 
 FILE = "data.json"
 TENSORS = ("class_weights", "input_mean", "input_std", "target_mean", "target_std")
-FORM = {"name": str, "kind": str, "class_names": [str], "shape": [int], **dict.fromkeys(TENSORS, object)}
+FORM = {
+    "name": str,
+    "kind": str,
+    "class_names": [str],
+    "shape": [int],
+    "form": str,
+    "about": dict,
+    **dict.fromkeys(TENSORS, object),
+}
 LARGEST = 1 << 24  # numbers along one side of a row
 
 
 class Facts:
     """The attributes of `Data` that outlive it, by the same names."""
 
-    def __init__(self, name: str, kind: str, class_names: list[str], shape: tuple[int, ...], **tensors: Any) -> None:
+    def __init__(self, name: str, kind: str, class_names: list[str], form: Form, **tensors: Any) -> None:
         self.name = name
         self.kind = kind
         self.class_names = class_names
         self.out_dim = len(class_names)
-        self.shape = shape
+        self.form = form
+        self.shape = form.shape
         self.class_weights: Tensor | None = tensors["class_weights"]
         self.input_mean: Tensor | None = tensors["input_mean"]
         self.input_std: Tensor | None = tensors["input_std"]
@@ -36,7 +46,7 @@ class Facts:
 
     @classmethod
     def of(cls, data: Data) -> Facts:
-        return cls(data.name, data.kind, data.class_names, data.shape, **{k: getattr(data, k) for k in TENSORS})
+        return cls(data.name, data.kind, data.class_names, data.form, **{k: getattr(data, k) for k in TENSORS})
 
     @classmethod
     def read(cls, run: Run) -> Facts:
@@ -46,7 +56,8 @@ class Facts:
         expect(path, node, FORM)
         try:
             tensors = {k: None if node[k] is None else _vector(node[k]) for k in TENSORS}
-            facts = cls(node["name"], node["kind"], node["class_names"], tuple(node["shape"]), **tensors)
+            form = Form(node["shape"], node["form"], node["about"])
+            facts = cls(node["name"], node["kind"], node["class_names"], form, **tensors)
             facts._check()
         except (TypeError, ValueError, RuntimeError) as e:
             raise Refused(f"{path} is not what sftc train writes ({e})") from None
@@ -63,8 +74,8 @@ class Facts:
         """Raises ValueError: the parts are not of one data set."""
         if self.kind not in TASKS or not self.class_names or len(set(self.class_names)) < self.out_dim:
             raise ValueError(f"kind {self.kind}, {self.out_dim} classes")
-        if len(self.shape) not in (1, 3) or not all(1 <= n <= LARGEST for n in self.shape):
-            raise ValueError(f"rows of shape {list(self.shape)}")
+        if self.form.kind != Form.KINDS.get(len(self.shape)) or not all(1 <= n <= LARGEST for n in self.shape):
+            raise ValueError(f"{self.form.kind} rows of shape {list(self.shape)}")
         inputs = self.shape[0] if len(self.shape) == 1 else None
         outputs = self.out_dim if self.kind == "values" else None
         wanted = {"input_mean": inputs, "input_std": inputs, "target_mean": outputs, "target_std": outputs}
@@ -83,7 +94,7 @@ class Facts:
             "name": self.name,
             "kind": self.kind,
             "class_names": self.class_names,
-            "shape": list(self.shape),
+            **self.form.plain(),
             **tensors,
         }
 

@@ -23,7 +23,7 @@ from sftc.loop import Budget, Care
 from sftc.store import Run
 from sftc.strategies import STRATEGIES
 from sftc.tasks import TASKS, fitting_loss, fitting_monitor
-from sftc.types import Strategy, Task
+from sftc.types import Form, Strategy, Task
 
 Config = dict[str, Any]
 
@@ -193,7 +193,7 @@ def make_model(
     """
 
     def build() -> nn.Module:
-        model = models.build(node, out_dim=data.out_dim, shape=data.shape)
+        model = models.build(node, out_dim=data.out_dim, form=data.form)
         if isinstance(model, models.Follower) and home is not None:
             leaders.load(model, home)
         if began is not None:
@@ -212,7 +212,7 @@ def first_model(cfg: Config, data: Data) -> models.Vision | models.Follower:
     """The model as it starts. Made before the folder is, so that what cannot be built leaves nothing behind."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cfg["seed"])
-        return models.build(cfg["model"], out_dim=data.out_dim, shape=data.shape)
+        return models.build(cfg["model"], out_dim=data.out_dim, form=data.form)
 
 
 def about(facts: Config) -> str:
@@ -229,7 +229,7 @@ def check_rows(model: nn.Module, data: Data, batch_size: int) -> None:
         raise Refused("BatchNorm cannot train on one row at a time; use batch_size=2 or more, and at least two rows")
 
 
-def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> float:
+def multiply_adds(model: nn.Module, form: Form) -> float:
     """Of one row's forward through the dense and convolution layers: nearly all there is."""
     counts: list[float] = []
 
@@ -241,7 +241,7 @@ def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> float:
     hooks = [layer.register_forward_hook(count) for layer in layers]
     was = model.training
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
+        model.eval()(form.blank())
     model.train(was)
     for hook in hooks:
         hook.remove()

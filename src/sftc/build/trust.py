@@ -248,12 +248,12 @@ def _without_memory(node: Config, facts: Facts) -> nn.Module:
     """The model on the meta device; a real one of an architecture that computes while it is built."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return models.build(node, out_dim=facts.out_dim, shape=facts.shape)
+            return models.build(node, out_dim=facts.out_dim, form=facts.form)
     except Refused:
         raise
     except Exception:  # each in its own words
         with torch.random.fork_rng(devices=[]):
-            return models.build(node, out_dim=facts.out_dim, shape=facts.shape)
+            return models.build(node, out_dim=facts.out_dim, form=facts.form)
 
 
 def _compare(run: Run, which: str, held: dict[str, tuple[str, tuple[int, ...]]], model: nn.Module) -> None:

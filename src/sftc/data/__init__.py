@@ -198,9 +198,9 @@ def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) 
 
 def _check_built(data: Data) -> None:
     augment = data.augment
-    if augment.colours and data.channels not in (1, 3):
-        raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.channels}")
-    if augment.crop > data.shape[-1]:
+    if augment.colours and data.shape[0] not in (1, 3):
+        raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.shape[0]}")
+    if augment.crop and augment.crop > data.shape[-1]:
         raise Refused(f"data.augment.crop={augment.crop} is more than the images' {data.shape[-1]} pixels")
 
 

@@ -14,11 +14,16 @@ from sftc.data import source as sources
 from sftc.data.augment import VERSION, Augment
 from sftc.data.skips import Lost, Skips
 from sftc.errors import Refused, choose
-from sftc.types import Source
+from sftc.types import Form, Source
 
 
 class Table(Protocol):
-    """Raw rows by number. Reading the same row twice gives the same bytes."""
+    """Raw rows by number. Reading the same row twice gives the same bytes.
+
+    A table may have more: `about`, what models must know of it besides the shape (types.Form); `corpus`, its training
+    rows as text. One whose rows differ in length holds them in memory, says `lengths` [n], and pads what it reads to
+    the longest row asked for; `host` then keeps batches on the CPU, wherever the model is.
+    """
 
     target: Tensor  # [n] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)
     shape: tuple[int, ...]  # of one row: (C, H, W) or (D,)
@@ -116,7 +121,8 @@ class Data:
     Attributes:
         kind: "classes", "labels" (several per row) or "values".
         class_names: names of the classes, labels or values; as many as `out_dim`.
-        shape: of one row as batches hold it: (C, H, W) uint8 images or (D,) float32 tables.
+        form: of one row as batches hold it: (C, H, W) uint8 images, (D,) float32 tables, texts, sounds.
+        shape: of one row, from its form.
         splits: "train", "val" and, unless data.test_share=0 left none, "test".
         class_counts: [out_dim] labelled training rows per class or label; None for values.
         class_weights: [out_dim] float32 or None: what the task multiplies a row of that class by.
@@ -147,8 +153,9 @@ class Data:
         self.cache, self.workers, self.on_error = cache, workers, on_error
         self.notes = [] if notes is None else notes
         train = splits["train"]
-        self.shape = tuple(train.table.shape)
-        self.channels = self.shape[0]
+        table = train.table
+        self.form = Form(table.shape, about=getattr(table, "about", None), corpus=getattr(table, "corpus", None))
+        self.shape = self.form.shape
         self.out_dim = len(class_names)
         self.class_weights: Tensor | None = None
         self._skips: dict[str, Skips] = {}
@@ -222,6 +229,7 @@ class Data:
             views=self.views if train else None,
             view_seed=self.split_seed,
             view=view or 0,
+            lengths=None if (lengths := getattr(part.table, "lengths", None)) is None else lengths[rows],
         )
         return sources.Batches(
             plan,
@@ -235,11 +243,13 @@ class Data:
 
     def _reader(
         self, part: Split, device: torch.device, free_bytes: int | None
-    ) -> sources.Resident | sources.Streaming:
+    ) -> sources.Resident | sources.Held | sources.Streaming:
         key = (part.name, str(device))
         if key in self._held:
             return self._held[key]
         table, rows = part.table, part.rows
+        if getattr(table, "lengths", None) is not None:
+            return sources.Held(table, device)
         inputs = getattr(table, "inputs", None)
         nbytes = table.nbytes * len(rows) // max(1, len(table.target))
         where, why = sources.place(nbytes, self.cache, device, free_bytes, in_memory=inputs is not None)

@@ -28,12 +28,18 @@ from sftc.types import Batch, Partner
 Raw = tuple[Tensor, Tensor | None]  # rows as they were read, and which of them could not be: bool [k], None for none
 
 _COPY = 1_000_003  # views of the copies of a row that stands in `rows` more than once lie this far apart
+_WINDOW = 64  # batches whose rows are sorted by length together: little padding, and still a shuffled epoch
 _DRAW_ROWS = 8192  # rows whose parameters are drawn at once: numpy's overhead vanishes, memory stays small
 _WORTH_WORKERS = 64_000_000  # bytes of decoded rows, about the second or two that workers take to pay off
 
 
 class Plan:
-    """Which rows an epoch visits, in which order and view, cut into which batches."""
+    """Which rows an epoch visits, in which order and view, cut into which batches.
+
+    Args:
+        lengths: of every row of `rows`, where they differ: a shuffled epoch then puts rows of nearly one length into a
+            batch, so that little of it is padding.
+    """
 
     def __init__(
         self,
@@ -45,8 +51,10 @@ class Plan:
         views: int | None,
         view_seed: int,
         view: int = 0,
+        lengths: Tensor | None = None,
     ) -> None:
         self.rows = rows
+        self.lengths = None if lengths is None or not shuffle else lengths.numpy()
         self.view = view  # of every row, where nothing is shuffled
         self.shuffle, self.seed, self.views, self.view_seed = shuffle, seed, views, view_seed
         ends = [*range(batch_size, len(rows), batch_size), len(rows)]
@@ -60,6 +68,8 @@ class Plan:
         if not self.shuffle:
             return self.rows, torch.full_like(self.rows, self.view)
         order = random.order(self.seed, epoch, len(self.rows))
+        if self.lengths is not None:
+            order = _bucketed(order, self.lengths, self.bounds, self.seed, epoch)
         rows, copy = self.rows.numpy()[order], self._copy[order]
         if self.views is None:
             view = epoch + _COPY * copy
@@ -67,6 +77,21 @@ class Plan:
             start = random.bits(self.view_seed, rows, 0, (random.VIEW,))[:, 0] % np.uint64(self.views)
             view = (epoch + start.astype(np.int64) + copy) % self.views
         return torch.from_numpy(rows), torch.from_numpy(view)
+
+
+def _bucketed(
+    order: np.ndarray, lengths: np.ndarray, bounds: Sequence[tuple[int, int]], seed: int, epoch: int
+) -> np.ndarray:
+    """`order` [n] with rows of like length in a batch: sorted within windows of batches, whose order is drawn anew."""
+    out = order.copy()
+    full = len(bounds) - 1  # the last batch, which may be smaller, stays as it was drawn
+    for first in range(0, full, _WINDOW):
+        window = bounds[first : min(first + _WINDOW, full)]
+        a, b = window[0][0], window[-1][1]
+        part = order[a:b][np.argsort(lengths[order[a:b]], kind="stable")].reshape(len(window), -1)
+        key = random.bits(seed, np.arange(len(window)), epoch, (random.BUCKET, first))[:, 0]
+        out[a:b] = part[np.argsort(key, kind="stable")].reshape(-1)
+    return out
 
 
 def _copies(rows: np.ndarray) -> np.ndarray:
@@ -86,7 +111,7 @@ class Batches:
     def __init__(
         self,
         plan: Plan,
-        reader: Resident | Streaming,
+        reader: Resident | Held | Streaming,
         target: Tensor,
         device: torch.device,
         *,
@@ -170,6 +195,28 @@ class Resident:
             if moves:
                 raw = (raw.pin_memory() if pin else raw).to(self.device, non_blocking=pin)
             yield raw, lost[a:b] if lost is not None and lost[a:b].any() else None
+
+
+class Held:
+    """Rows that a table holds in memory itself, not all of one length: a batch is as long as its longest row.
+
+    Texts stay on the host (`table.host`): the model's first module makes numbers of them, which go to the device.
+    """
+
+    name = "host"
+
+    def __init__(self, table: Readable, device: torch.device) -> None:
+        self.table = table
+        self.shape = tuple(table.shape)
+        self.device = torch.device("cpu") if getattr(table, "host", False) else device
+
+    def batches(self, index: Tensor, bounds: Sequence[tuple[int, int]]) -> Iterator[Raw]:
+        pin = _pins(self.device)
+        for a, b in bounds:
+            raw = self.table.read(index[a:b])
+            if self.device.type != "cpu":
+                raw = (raw.pin_memory() if pin else raw).to(self.device, non_blocking=pin)
+            yield raw, None
 
 
 class Streaming:

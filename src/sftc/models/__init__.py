@@ -8,17 +8,27 @@ student cannot disagree about a loader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from sftc.errors import choose
+from sftc.errors import Refused, choose
 from sftc.models import cifar, follower, hub, keys, own, weights
 from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
+from sftc.types import Form
 
 FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, "follower": follower}
 FAMILIES |= dict.fromkeys(hub.HUBS, hub)
+
+# What the rows of each kind are called, the model to take for them, and who reads them besides pictures.
+ROWS = {"picture": "pictures", "table": "rows of numbers", "text": "texts", "sound": "sounds"}
+INSTEAD = {"picture": "simple_cnn", "table": "mlp"}
+READS = {
+    "mlp": ("picture", "table"),
+    "linear": ("picture", "table"),
+    "follower": tuple(ROWS),  # whatever its leaders read
+}
 
 
 def check(spec: Mapping[str, Any]) -> None:
@@ -34,18 +44,24 @@ def check(spec: Mapping[str, Any]) -> None:
     FAMILIES[family].check(spec)
 
 
-def build(spec: Mapping[str, Any], *, out_dim: int, shape: tuple[int, ...]) -> Vision | Follower:
-    """The model a node describes, for inputs of `shape` (C, H, W) or (D,) and `out_dim` numbers per row.
+def build(spec: Mapping[str, Any], *, out_dim: int, form: Form | Sequence[int]) -> Vision | Follower:
+    """The model a node describes, for rows of `form` and `out_dim` numbers per row.
 
     Draws its first weights from torch's global generator. `model.facts` says in plain types what was chosen;
     the same node with `pretrained=False, checkpoint=None` and the facts' input_size, mean and std rebuilds it
     offline.
 
     Raises:
-        Refused: the node, the data's shape and the weights at hand do not fit together.
+        Refused: the node, the form of the rows and the weights at hand do not fit together.
     """
-    family = choose("model.family", spec["family"], FAMILIES)
-    model = FAMILIES[family].build(spec, out_dim, shape)
+    family, form = choose("model.family", spec["family"], FAMILIES), Form.of(form)
+    reads = READS.get(family, ("picture",))
+    if form.kind not in reads:
+        said = " and ".join(ROWS[kind] for kind in reads)
+        raise Refused(
+            f"model={spec['name']} reads {said}, the data has {ROWS[form.kind]}; use model={INSTEAD[form.kind]}"
+        )
+    model = FAMILIES[family].build(spec, out_dim, form)
     if spec.get("checkpoint"):
         model.facts["checkpoint"] = report = weights.load(model, spec["checkpoint"])
         model.loaded = {n for n, _ in model.named_parameters()} - {*report["missing"], *report["shape_mismatch"]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sftc.errors import Refused, choose
 from sftc.models import keys, own
 from sftc.models.surgery import Tapped, evaluating
-from sftc.types import Inputs, Out
+from sftc.types import Form, Inputs, Out
 
 COMBINE = ("concat", "sum")
 SQUASH = {"classes": lambda logits: logits.softmax(1), "labels": torch.sigmoid}
@@ -139,7 +139,7 @@ def check(spec: Mapping[str, Any]) -> None:
             raise Refused(f"tap=probabilities: the leader predicts {leader['kind']}; use tap=logits")
 
 
-def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Follower:
+def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Follower:
     """The follower with leaders of random weights: `seat` trained ones.
 
     Raises:
@@ -148,9 +148,12 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Foll
     from sftc import models  # which knows this file
 
     check(spec)
-    leaders = [models.build(x["model"], out_dim=x["out_dim"], shape=tuple(x["shape"])) for x in spec["leaders"]]
+    leaders = [
+        models.build(x["model"], out_dim=x["out_dim"], form=Form(x["shape"], x.get("form"), x.get("about")))
+        for x in spec["leaders"]
+    ]
     follower = Follower(nn.Identity(), leaders, spec["taps"], spec["combine"], [x["kind"] for x in spec["leaders"]])
-    read = tuple(follower.heard(follower._leaders(torch.zeros(1, *shape))).shape[1:])
+    read = tuple(follower.heard(follower._leaders(form.blank())).shape[1:])
     if spec["name"] == "simple_cnn" and len(read) != 3:
         raise Refused(
             f"a simple_cnn follower reads maps of shape [C, H, W], and {spec['taps'][0]} gives {list(read)}: "

@@ -10,6 +10,7 @@ from typing import Any
 from sftc.errors import Refused
 from sftc.models import keys, size, surgery, weights
 from sftc.models.vision import GREY, Vision, prepare
+from sftc.types import Form
 
 HUBS = ("timm", "torchvision")
 
@@ -33,7 +34,7 @@ def check(spec: Mapping[str, Any]) -> None:
             raise _no_weights(name, error) from None
 
 
-def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Vision:
+def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     """The net with its head, at the size the published weights want if they were loaded, else at the data's.
 
     Raises:
@@ -41,8 +42,7 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Visi
     """
     source, name, keywords = library(spec["family"]), spec["name"], _keywords(spec)
     source.check(name)
-    if len(shape) == 1:
-        raise Refused(f"model.name={name} reads pictures, the data has rows of numbers; use model=mlp")
+    shape = form.shape
     if shape[0] not in (1, 3):
         raise Refused(f"model.name={name} reads grey or RGB, the data has {shape[0]} channels; use model=simple_cnn")
     card = source.card(name)
@@ -62,7 +62,7 @@ def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Visi
     except weights.Unavailable as error:  # a damaged file in the cache
         if keys.pretrained(spec) == "true":
             raise _no_weights(name, error) from None
-        model = build({**spec, "pretrained": "false"}, out_dim, shape)
+        model = build({**spec, "pretrained": "false"}, out_dim, form)
         model.facts["pretrained"] = f"unavailable: {error}"
         return model
     dry = size.shapes_only(source, name, max(pixels), keywords)

@@ -15,6 +15,7 @@ from sftc.errors import Refused, nearest
 from sftc.models import keys
 from sftc.models.size import LEAST
 from sftc.models.vision import GREY, Vision, prepare
+from sftc.types import Form
 
 
 def mlp(
@@ -98,17 +99,15 @@ def check(spec: Mapping[str, Any]) -> None:
         raise Refused(f"model.pretrained=true: nobody published weights for {family}; give model.checkpoint=PATH")
 
 
-def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Vision:
-    """The net for inputs of `shape`: pictures (C, H, W) at the size asked for, or rows of numbers (D,).
+def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
+    """The net for pictures (C, H, W) at the size asked for, or rows of numbers (D,).
 
     Raises:
-        Refused: what `check` refuses, or a table for a net that reads pictures.
+        Refused: what `check` refuses.
     """
     check(spec)
-    family, rest, facts = spec["family"], keys.rest(spec), {"pretrained": "no"}
-    if len(shape) == 1:
-        if family == "simple_cnn":
-            raise Refused("model=simple_cnn reads pictures, the data has rows of numbers; use model=mlp")
+    family, rest, facts, shape = spec["family"], keys.rest(spec), {"pretrained": "no"}, form.shape
+    if form.kind == "table":
         return Vision(nn.Identity(), NETS[family](shape, out_dim, **rest), ["net.head"], facts)
     channels, height, width = shape
     wanted = keys.input_size(spec)

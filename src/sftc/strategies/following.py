@@ -144,7 +144,7 @@ def node(entry: dict[str, Any], models: list[dict[str, Any]], facts: Any, combin
     """
     tap = entry["tap"]
     taps = list(tap) if isinstance(tap, list) else [tap] * len(models)
-    about = {"out_dim": facts.out_dim, "shape": list(facts.shape), "kind": facts.kind}
+    about = {"out_dim": facts.out_dim, **facts.form.plain(), "kind": facts.kind}
     net = {k: entry[k] for k in NET[entry["model"]]}
     leaders = [{"model": model, **about} for model in models]
     return {"family": "follower", "name": entry["model"], **net, "taps": taps, "combine": combine, "leaders": leaders}
@@ -152,7 +152,7 @@ def node(entry: dict[str, Any], models: list[dict[str, Any]], facts: Any, combin
 
 def built(node: dict[str, Any], facts: Any) -> nn.Module:
     """What a node describes, to be looked at. Raises Refused: it cannot be built."""
-    return models.build(node, out_dim=facts.out_dim, shape=facts.shape)
+    return models.build(node, out_dim=facts.out_dim, form=facts.form)
 
 
 def bare(home: Lab) -> dict[str, Any]:

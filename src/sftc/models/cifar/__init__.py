@@ -25,6 +25,7 @@ from sftc.models.cifar.residual import resnet, wrn
 from sftc.models.cifar.vgg import vgg
 from sftc.models.size import LEAST
 from sftc.models.vision import GREY, Vision, prepare
+from sftc.types import Form
 
 X4 = (32, 64, 128, 256)
 NETS: dict[str, Callable[[int], nn.Sequential]] = {
@@ -61,16 +62,14 @@ def check(spec: Mapping[str, Any]) -> None:
         raise Refused(f"model.pretrained=true: there are no weights of {name} to fetch; give model.checkpoint=PATH")
 
 
-def build(spec: Mapping[str, Any], out_dim: int, shape: tuple[int, ...]) -> Vision:
-    """The net for pictures of `shape` (C, H, W) at the size asked for; grey ones are repeated to RGB.
+def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
+    """The net for pictures (C, H, W) at the size asked for; grey ones are repeated to RGB.
 
     Raises:
-        Refused: what `check` refuses, or data that is no grey or RGB pictures.
+        Refused: what `check` refuses, or pictures that are neither grey nor RGB.
     """
     check(spec)
-    name, facts = spec["name"], {"pretrained": "no"}
-    if len(shape) == 1:
-        raise Refused(f"model.name={name} reads pictures, the data has rows of numbers; use model=mlp")
+    name, facts, shape = spec["name"], {"pretrained": "no"}, form.shape
     if shape[0] not in (1, 3):
         raise Refused(f"model.name={name} reads grey or RGB, the data has {shape[0]} channels; use model=simple_cnn")
     wanted = keys.input_size(spec)

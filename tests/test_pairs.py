@@ -30,6 +30,7 @@ Row = dict[str, str]  # group -> option
 VARIANTS = {
     ("data", "fake"): ["fake", "fake data.kind=labels", "fake data.kind=values"],
     ("loss", "nll"): ["nll model.log_softmax=true"],
+    **{("semi", name): [f"{name} data.unlabeled=0.5"] for name in ("pseudo", "fixmatch", "mean_teacher")},
 }
 # Options that need a machine of their own; without it they say so (tests of the device).
 ELSEWHERE = {("device", "cuda"), ("device", "mps")}
@@ -57,6 +58,9 @@ OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
 REFUSED = [
+    # What a student makes of rows without a label is about classes.
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "data", VALUES | LABELS, r"semi=\w+ is for classes"),
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce", "mse", "huber"}, r"loss=\w+ does not fit"),
     # A loss is made for one kind of target.
     ("loss", {"cross_entropy", NLL}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),

@@ -111,7 +111,7 @@ class Learner:
         self.resting = False  # it has learned enough: it answers its peers, and nothing of it moves any more
         self.name = name
         for term_name, term in self.terms.items():
-            lacking = term.needs - {"target"} - task.offers
+            lacking = term.needs - {"target", "unlabelled"} - task.offers
             if lacking:
                 raise Refused(f"term {term_name} needs {', '.join(sorted(lacking))}, which this task does not have")
 
@@ -131,6 +131,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleList(nn.ModuleDict(dict(x.terms)) for x in learners)
         self.penalties = nn.ModuleList(nn.ModuleDict(dict(x.penalties)) for x in learners)
         self._tapped = [Tapped(x.student, sorted(self._wanted(x))) for x in learners]
+        self.averages: dict[str, nn.Module] = {}  # by learner: the average of its weights, which its terms may read
         self._dims: dict[tuple[str, str], int] = {}  # of each term's values: 1 per row, more per position
         self.penalties.to(device.torch)
         for x in self.learners:
@@ -152,7 +153,9 @@ class Objective(nn.Module):
             own.update(*(student.wanted(i) for i, name in enumerate(follower.through) if name == learner.name))
         return own
 
-    def _outs(self, batches: Sequence[Batch], step: int, micro: int) -> list[Out]:
+    def _outs(self, batches: Sequence[Batch], step: int, micro: int) -> tuple[list[Out], dict[int, Out]]:
+        """What each learner says, and those whose terms read it say of the second views."""
+        seconds: dict[int, Out] = {}
         outs: dict[tuple[str, int], Out] = {}  # by learner and source: a leader runs once per batch for all followers
         named = {x.name: i for i, x in enumerate(self.learners)}
 
@@ -166,15 +169,32 @@ class Objective(nn.Module):
                 # Dropout is a function of (seed, learner, step, micro-batch): no generator state to save.
                 self.device.reseed(mix(*self._seed(i), step, micro))
                 with self.device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and not learner.resting):
-                    said = self._tapped[i](inputs)
+                    if any(term.reads_second for term in learner.terms.values()) and source == learner.source:
+                        # In one forward, as the paper does: BatchNorm sees both views together.
+                        second = self.device.inputs(batches[source].extra["second"])
+                        assert isinstance(inputs, Tensor)
+                        assert isinstance(second, Tensor)
+                        said, seconds[i] = _halves(self._tapped[i](torch.cat([inputs, second])))
+                    else:
+                        said = self._tapped[i](inputs)
                 features = {k: v.float() for k, v in said.features.items()}
                 outs[learner.name, source] = Out(said.logits.float(), features)
             return outs[learner.name, source]
 
-        return [out(i, x.source) for i, x in enumerate(self.learners)]
+        return [out(i, x.source) for i, x in enumerate(self.learners)], seconds
+
+    @torch.no_grad()
+    def _average(self, learner: Learner, batch: Batch) -> Out | None:
+        """What the average of its weights says, in eval mode: of the second views if there are any."""
+        if not any(term.reads_average for term in learner.terms.values()):
+            return None
+        model = self.averages[learner.name].eval()
+        with self.device.autocast():
+            logits = model(self.device.inputs(batch.extra.get("second", batch.inputs)))
+        return Out(logits.float())
 
     def _views(self, batches: Sequence[Batch], progress: float, step: int, micro: int) -> list[View]:
-        outs = self._outs(batches, step, micro)
+        outs, seconds = self._outs(batches, step, micro)
         said: dict[tuple[int, int], Out] = {}  # a teacher shared by learners runs once per batch
 
         def answer(teacher: Teacher, source: int) -> Out:
@@ -186,8 +206,16 @@ class Objective(nn.Module):
             return said[key]
 
         return [
-            View(batches[x.source], out, tuple(answer(t, x.source) for t in x.teachers), x.task, progress)
-            for x, out in zip(self.learners, outs, strict=True)
+            View(
+                batches[x.source],
+                out,
+                tuple(answer(t, x.source) for t in x.teachers),
+                x.task,
+                progress,
+                seconds.get(i),
+                self._average(x, batches[x.source]),
+            )
+            for i, (x, out) in enumerate(zip(self.learners, outs, strict=True))
         ]
 
     def prepare(self, batches: Sequence[Batch]) -> None:
@@ -242,6 +270,8 @@ class Objective(nn.Module):
             lam = batch.partner.lam.view(-1, *[1] * (known.ndim - 1))
             known = lam * known + (1 - lam) * learner.task.weight(batch.partner.target)
         weight = known if "target" in term.needs else torch.ones_like(known)
+        if "unlabelled" in term.needs:
+            weight = 1 - learner.task.labelled(batch.target).to(known.dtype)
         for extra in (batch.weight, None if learner.row_weight is None else learner.row_weight[batch.index]):
             if extra is not None:
                 weight = weight * extra.view(*extra.shape, *[1] * (weight.ndim - extra.ndim))
@@ -282,6 +312,13 @@ class Objective(nn.Module):
                     total = part if total is None else total + part
         assert total is not None
         return Step(total, parts, rows)
+
+
+def _halves(out: Out) -> tuple[Out, Out]:
+    """Of one forward through both views: what was said of the first, and of the second."""
+    n = len(out.logits) // 2
+    first = Out(out.logits[:n], {k: v[:n] for k, v in out.features.items()})
+    return first, Out(out.logits[n:].float(), {k: v[n:] for k, v in out.features.items()})
 
 
 def _norm(part: Tensor, params: Sequence[Tensor]) -> float:

@@ -102,7 +102,7 @@ class Batch:
         self.view = torch.zeros_like(index) if view is None else view  # [N] which augmentation of the row
         self.weight = weight  # [N] or [N, *positions]; 0 for padding and skipped rows; None: all ones
         self.partner = partner
-        self.extra = {} if extra is None else extra  # further named inputs: weak and strong views
+        self.extra = {} if extra is None else extra  # "second": another view of the same rows, for terms that read it
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -148,11 +148,22 @@ class Out:
 class View:
     """All a loss term may look at."""
 
-    __slots__ = ("batch", "progress", "student", "task", "teachers")
+    __slots__ = ("average", "batch", "progress", "second", "student", "task", "teachers")
 
-    def __init__(self, batch: Batch, student: Out, teachers: tuple[Out, ...], task: Task, progress: float) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        student: Out,
+        teachers: tuple[Out, ...],
+        task: Task,
+        progress: float,
+        second: Out | None = None,
+        average: Out | None = None,
+    ) -> None:
         self.batch = batch
         self.student = student
+        self.second = second  # the student on batch.extra["second"], for terms that read it
+        self.average = average  # the average of the student's weights, on the second view if there is one
         self.teachers = teachers
         self.task = task
         self.progress = progress  # share of the planned steps done, in [0, 1]: for schedules of alpha and temperature
@@ -217,7 +228,9 @@ class Term(nn.Module):
 
     student_taps: tuple[str, ...] = ()  # module paths whose outputs it wants in view.student.features
     teacher_taps: tuple[str, ...] = ()
-    needs: frozenset[str] = frozenset()  # "target": skip unlabelled rows; others must be in task.offers
+    needs: frozenset[str] = frozenset()  # "target": labelled rows only; "unlabelled": others only; else of task.offers
+    reads_second = False  # wants view.second
+    reads_average = False  # wants view.average
     couples_rows: bool = False  # a row's value depends on its neighbours in the batch
 
     def __init__(self, weight: float | Callable[[float], float] = 1.0) -> None:

@@ -18,7 +18,7 @@ from sftc.data import Data
 from sftc.data.rows import digest
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.lab import Lab, Watch
+from sftc.lab import Lab, Watch, semi
 from sftc.models import weights
 from sftc.stop import Stopper
 from sftc.store import Run, hash_tensors, plain
@@ -89,6 +89,7 @@ class Bench:
         cfg, settled = halves.settle(cfg, self.data)
         data = self.data(cfg)
         parts.task(cfg, data)
+        semi.check(cfg["semi"], data)
         first = parts.first_model(cfg, data)
         optim.finetune(cfg["finetune"]).groups(first, 1.0, 0.0)  # refuses more blocks than there are
         self.device.settle(parts.multiply_adds(first, data.form) * cfg["batch_size"])

@@ -93,6 +93,7 @@ def settings(cfg: Config) -> Settings:
         ema=cfg["ema"],
         l1=cfg["penalty"]["l1"],
         l2_sp=cfg["penalty"]["l2_sp"],
+        semi=cfg["semi"],
     )
 
 

@@ -32,9 +32,9 @@ from sftc.schema.places import GLOBAL, conf_dir, defaults, find, lineage, top
 from sftc.store import Run
 
 NEEDED = (
-    *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "device", "tracker", "seed", "monitor"),
-    *("epochs", "max_steps", "max_minutes", "batch_size", "micro_batch_size", "eval_batch_size", "clip", "ema"),
-    *("patience", "target", "penalty", "checkpoint", "on_nonfinite", "oom"),
+    *("data", "model", "strategy", "optim", "schedule", "finetune", "loss", "semi", "device", "tracker"),
+    *("seed", "monitor", "epochs", "max_steps", "max_minutes", "batch_size", "micro_batch_size", "eval_batch_size"),
+    *("clip", "ema", "patience", "target", "penalty", "checkpoint", "on_nonfinite", "oom"),
 )
 NOT_STORED = ("out", "resume", "debug", "experiment", "quiet")  # of the command, not of the run
 KEYED_BY = {"model": "family", "device": "accelerator"}  # which key names the YAML of a group; else `name`

@@ -16,6 +16,7 @@ _MASK = (1 << 64) - 1
 # Columns of the table that are not augmentation's. Fixed numbers: no choice shifts what another one draws.
 ORDER, SPLIT_TEST, SPLIT_VAL, LIMIT = range(100, 104)
 VIEW, BUCKET = 105, 106
+SECOND = 1 << 61  # added to a view: another one of the same row
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -198,6 +198,7 @@ class Data:
         rows: Tensor | None = None,
         free_bytes: int | None = None,
         view: int | None = None,
+        second: Augment | None = None,
     ) -> Source:
         """Batches of a split on `device`: shuffled and augmented if `train`, else in order, as they are.
 
@@ -205,6 +206,7 @@ class Data:
             rows: source row numbers within the split, repeats allowed (bagging); None: all of it.
             view: in order, whatever `train` says, each row in this one view: the picture that training shows when it
                 comes to that view of the row, to the bit, before any mixing with a partner.
+            second: batches also hold another view of each row, made like this.
             free_bytes: memory free on `device` if it is not the host: what data.cache=auto decides by.
 
         Raises:
@@ -239,6 +241,7 @@ class Data:
             augment=augment if changes else None,
             augment_seed=self.split_seed if reuse else seed,
             moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),
+            second=second,
         )
 
     def _reader(

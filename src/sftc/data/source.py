@@ -118,7 +118,9 @@ class Batches:
         augment: Augment | None,
         augment_seed: int,
         moments: tuple[Tensor, Tensor] | None = None,
+        second: Augment | None = None,
     ) -> None:
+        self.second = second  # how another view of every row is made, kept as batch.extra["second"]; None: none is
         self.plan, self.reader, self.device = plan, reader, device
         self.augment, self.augment_seed = augment, augment_seed
         self.steps = len(plan.bounds)
@@ -138,7 +140,8 @@ class Batches:
         on_device = index.to(self.device)
         views = view.to(self.device)
         target = self._target.index_select(0, on_device)
-        draws = self._draws(index.numpy(), view.numpy(), bounds)
+        draws = self._draws(self.augment, index.numpy(), view.numpy(), bounds)
+        seconds = self._draws(self.second, index.numpy(), view.numpy() + random.SECOND, bounds)
         raws = self.reader.batches(index, bounds)
         for (a, b), (raw, lost) in zip(bounds, raws, strict=True):
             if self._moments is not None:
@@ -147,6 +150,8 @@ class Batches:
             if lost is not None:
                 lost = lost.to(self.device)
                 batch.weight = (~lost).float()
+            if self.second is not None:
+                batch.extra = {"second": self.second.apply(raw, next(seconds))[0]}
             if self.augment is not None:
                 draw = next(draws)
                 if lost is not None:
@@ -155,9 +160,10 @@ class Batches:
                 batch.partner = None if lam is None else _mirrored(batch, lam)
             yield batch
 
-    def _draws(self, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]) -> Iterator[Draw]:
+    def _draws(
+        self, augment: Augment | None, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]
+    ) -> Iterator[Draw]:
         """Augmentation parameters of each batch. Drawn for many batches at once."""
-        augment = self.augment
         if augment is None:
             return
         per = max(1, _DRAW_ROWS // max(1, bounds[0][1] - bounds[0][0]))

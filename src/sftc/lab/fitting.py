@@ -39,6 +39,7 @@ def assemble(
         if ema is not None:
             ema.to(device.torch)
     objective = Objective(learners, device, seed)
+    objective.averages = {x.name: ema.module for x, ema in zip(learners, emas, strict=True) if ema is not None}
     objective.prepare(firsts)
     steps = max(source.steps for source in sources)
     share = settings.budget.of(epochs).steps(steps) / steps

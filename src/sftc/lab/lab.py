@@ -18,11 +18,13 @@ from sftc import loop
 from sftc.data import Data
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.lab import results, teams
+from sftc.lab import results, semi, teams
 from sftc.lab.fitting import assemble, penalties
 from sftc.lab.settings import Settings, Watch
 from sftc.loop import Fit, Fitted
+from sftc.losses import Truth
 from sftc.metrics import Agreement
+from sftc.models import Follower
 from sftc.models.adapt import Adapted, between
 from sftc.objective import Learner, Live, Objective
 from sftc.stop import Stopper
@@ -170,6 +172,7 @@ class Lab:
             device=self.device.torch,
             rows=rows,
             free_bytes=self.device.free_bytes(),
+            second=semi.second(s.semi, self.data) if train else None,
         )
 
     def view(self, split: str, view: int) -> Source:
@@ -185,9 +188,14 @@ class Lab:
         )
 
     def learner(self, student: nn.Module, **more: Any) -> Learner:
-        """A learner of this lab's task, with the penalties, optimizer and schedule of its config."""
+        """A learner of this lab's task, with the penalties, optimizer and schedule of its config.
+
+        It also learns from rows without a label as the config says, unless it reads what leaders say of them.
+        """
         s = self.settings
         own = {"task": self.task, "penalties": penalties(student, s.l1, s.l2_sp), "settings": s, "seed": self.seed}
+        if not isinstance(student, Follower):
+            more["terms"] = {**(more.get("terms") or {"truth": Truth()}), **semi.terms(s.semi)}
         return Learner(student, **{**own, **more})
 
     def fit(
@@ -251,7 +259,7 @@ class Lab:
             self.watch.end()
 
     def _sources(self, rows: Tensor | None, val_rows: Tensor | None) -> tuple[Source, Source]:
-        rows = self.rows if rows is None else rows
+        rows = semi.rows(self.settings.semi, self.data, self.rows if rows is None else rows)
         train = self.source("train", train=True, rows=rows)
         val = self.source("val") if val_rows is None else self.source("train", rows=val_rows)
         return train, val

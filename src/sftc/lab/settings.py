@@ -9,7 +9,7 @@ from sftc.store import Run
 
 
 class Settings:
-    """How a lab trains: plain values and the optim, schedule and finetune nodes of the config."""
+    """How a lab trains: plain values and the optim, schedule, finetune and semi nodes of the config."""
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class Settings:
         ema: float | None = None,
         l1: float = 0.0,
         l2_sp: float = 0.0,
+        semi: dict[str, Any] | None = None,
     ) -> None:
         self.optim = optim
         self.schedule = schedule
@@ -36,7 +37,8 @@ class Settings:
         self.micro_batch_size = micro_batch_size
         self.care = care or Care()
         self.clip = clip
-        self.ema = ema
+        self.semi = semi or {"name": "none"}
+        self.ema = self.semi.get("decay") if ema is None else ema
         self.l1 = l1
         self.l2_sp = l2_sp
 

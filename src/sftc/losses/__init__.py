@@ -8,6 +8,7 @@ from sftc.losses.logits import Correlation, Decoupled, MeanSquared, Soft
 from sftc.losses.penalties import L1, L2SP
 from sftc.losses.ramp import Ramp
 from sftc.losses.relations import Contrastive, Relational, Similarity
+from sftc.losses.semi import Agreeing, Climb, Consistent, Pseudo
 from sftc.losses.team import Team
 from sftc.losses.truth import Truth
 from sftc.losses.uncertain import Uncertain
@@ -30,12 +31,16 @@ __all__ = [
     "L1",
     "L2SP",
     "TERMS",
+    "Agreeing",
     "Attention",
+    "Climb",
+    "Consistent",
     "Contrastive",
     "Correlation",
     "Decoupled",
     "Hint",
     "MeanSquared",
+    "Pseudo",
     "Ramp",
     "Relational",
     "Similarity",

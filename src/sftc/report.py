@@ -161,7 +161,9 @@ def _trained(result: dict[str, Any]) -> str:
 
 
 def _shown(run: Run) -> str:
-    return "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in run.pictures)
+    doubted = "\nLabels that models doubt which had not seen them: [suspects.csv](suspects.csv).\n"
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in run.pictures)
+    return pictures + doubted * (run.path / "suspects.csv").is_file()
 
 
 def card(run: Run, command: str, notes: list[str]) -> str:

@@ -47,6 +47,9 @@ class FolderTable:
     def path(self, row: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self.files[row])))
 
+    def describe(self, row: int) -> str:
+        return shown(self.path(row))
+
     def read(self, rows: Tensor, lost: Lost | None = None) -> Tensor:
         with quiet():
             pictures = [self._picture(row, lost) for row in rows.tolist()]

@@ -6,6 +6,7 @@ from typing import Any
 
 from sftc.errors import Refused
 from sftc.lab import Lab
+from sftc.strategies import suspects
 from sftc.strategies.fusing import fuse
 from sftc.strategies.members import MAKERS, Unit
 
@@ -46,6 +47,7 @@ class Ensemble:
             units = [Unit(name, [lab.open(path)]) for name, path in _names(node["runs"]).items()]
         else:
             units = MAKERS[node["members"]](lab, node)
+        suspects.note(lab, units)
         fuse(lab, units, node["fuse"], temperature=node["temperature"], leaks=node["leaks"])
 
 

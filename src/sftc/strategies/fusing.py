@@ -153,10 +153,11 @@ def _left_out(lab: Lab, voices: list[Voice]) -> tuple[Tensor, Tensor] | None:
     if not all(v.unit.folds for v in voices):
         return None
     split = lab.data.splits["train"]
-    return torch.stack([_of_folds(lab, v.unit) for v in voices]), split.target[split.rows]
+    return torch.stack([of_folds(lab, v.unit) for v in voices]), split.target[split.rows]
 
 
-def _of_folds(lab: Lab, unit: Unit) -> Tensor:
+def of_folds(lab: Lab, unit: Unit) -> Tensor:
+    """Scores [n, C] of the training rows, each by the fold of the unit that did not learn from it."""
     rows = lab.data.splits["train"].rows
     place = torch.full((int(rows.max()) + 1,), -1)
     place[rows] = torch.arange(len(rows))

@@ -20,9 +20,10 @@ from sftc.types import Form, Source
 class Table(Protocol):
     """Raw rows by number. Reading the same row twice gives the same bytes.
 
-    A table may have more: `describe(row)`, what a person knows a row by; `about`, what models must know of it besides the shape (types.Form); `corpus`, its training
-    rows as text. One whose rows differ in length holds them in memory, says `lengths` [n], and pads what it reads to
-    the longest row asked for; `host` then keeps batches on the CPU, wherever the model is.
+    A table may have more: `describe(row)`, what a person knows a row by; `about`, what models must know of it besides
+    the shape (types.Form); `corpus`, its training rows as text. One whose rows differ in length holds them in memory,
+    says `lengths` [n], and pads what it reads to the longest row asked for; `host` then keeps batches on the CPU,
+    wherever the model is.
     """
 
     target: Tensor  # [n] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)

@@ -1,4 +1,4 @@
-"""What an ensemble of folds says about the labels: every row was left out by one fold, whose model may contradict it."""
+"""What an ensemble of folds says about the labels: the fold that left a row out may contradict its label."""
 
 from __future__ import annotations
 

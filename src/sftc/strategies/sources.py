@@ -46,7 +46,11 @@ def made(lab: Lab, name: str, source: Any, node: dict[str, Any]) -> str:
         return str(lab.run.reference(name))
     config = lab.run.config
     groups: dict[str, Any] = {"seed": node["source_seed"], "target": None, "max_minutes": None}
-    groups |= {"finetune": {"name": "full"}, "data": data_of(config["data"], {} if source == "pretrained" else source)}
+    groups |= {
+        "finetune": {"name": "full"},
+        "semi": {"name": "none"},
+        "data": data_of(config["data"], {} if source == "pretrained" else source),
+    }
     if source == "pretrained":
         groups["data"] = config["data"]
     if node["source_epochs"] is not None:

@@ -58,7 +58,7 @@ def made(
     # Students that differ in the number of views they see, in how far they go, or in the rows they see without a label,
     # share one teacher: of labels it learns from those of a limit, whose rows they are.
     groups["data"] = {**config["data"], "views": None}
-    if config["data"]["unlabeled"]:
+    if config["data"]["unlabeled"] and config["semi"]["name"] == "none":  # else it learns from them as the student does
         rows = len(lab.data.splits["train"].rows)
         groups["data"] |= {"unlabeled": None, "limit": rows - round(config["data"]["unlabeled"] * rows)}
     groups["max_minutes"] = None

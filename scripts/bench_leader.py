@@ -26,51 +26,77 @@ from sftc.strategies.following import Following
 
 ONE_THREAD = ("device=cpu", "device.threads=1", "quiet=true")
 RATES = (0.001, 0.003, 0.01, 0.03)
+SPLITS = ("val", "test")
+SCRATCH, FIRST = "from scratch", "2 blocks kept at a tenth of the rate"
+WAYS: dict[str, tuple[str, ...]] = {
+    SCRATCH: (),
+    FIRST: ("strategy.keep=2", "strategy.keep_lr=0.1"),
+    "2 blocks kept frozen": ("strategy.keep=2", "strategy.keep_lr=0"),
+    "4 blocks kept at a tenth": ("strategy.keep=4", "strategy.keep_lr=0.1"),
+}
+WIDEST = max(map(len, WAYS))
 
 
 def config(*overrides: str) -> dict[str, Any]:
     return compose.check_all("train", [*ONE_THREAD, *overrides], [conf_dir()], sweep=False).values
 
 
-def digits(seeds: int, keep: int) -> None:
-    """Both learn the same rows for as many epochs; each takes the rate that is best for it on validation."""
-    splits = ("val", "test")
+def digits(seeds: int, rows: list[int]) -> None:
+    """All learn the same few rows for as many epochs, other rows with each seed; each way takes the rate that is best
+    for it on validation."""
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[tuple[str, float], dict[str, list[float]]] = {}
-        sources = []
-        for seed in range(seeds):
-            for lr in RATES:
-                more = (
-                    f"seed={seed}",
-                    f"strategy.source_seed={1000 + seed}",
-                    f"optim.lr={lr}",
-                    f"strategy.keep={keep}",
+        for n in rows:
+            found, sources = _learned(Path(folder), seeds, n)
+            best = {}
+            for who in WAYS:
+                for lr in RATES:
+                    val, test = (found[who, lr][s] for s in SPLITS)
+                    print(f"{n} rows, {who:{WIDEST}} lr {lr:<6g} val {_spread(val)}  test {_spread(test)}")
+                best[who] = max(RATES, key=lambda lr: statistics.mean(found[who, lr]["val"]))
+            alone = found[SCRATCH, best[SCRATCH]]
+            for who in WAYS:
+                own = found[who, best[who]]
+                pairs = [a - b for a, b in zip(own["test"], alone["test"], strict=True)]
+                said = (
+                    "" if who == SCRATCH else f"  difference {_spread(pairs)} ({', '.join(f'{p:+.1f}' for p in pairs)})"
                 )
-                cfg = config("experiment=leader_digits", *more, "strategy.followers=[]")
-                out = Path(folder) / f"{seed}-{lr}"
-                begun = time.process_time()
+                print(f"{n} rows, {who:{WIDEST}} takes lr {best[who]:g}: test {_spread(own['test'])}{said}")
+            print(
+                f"{n} rows: training took {statistics.mean(alone['seconds']):.1f} s each, "
+                f"the source {statistics.mean(sources):.1f} s before",
+                flush=True,
+            )
+
+
+def _learned(
+    folder: Path, seeds: int, rows: int
+) -> tuple[dict[tuple[str, float], dict[str, list[float]]], list[float]]:
+    """Scores in percent by who learned, at which rate; and seconds that each seed's source took."""
+    found = {(who, lr): {s: [] for s in (*SPLITS, "seconds")} for who in WAYS for lr in RATES}
+    sources = []
+    for seed in range(seeds):
+        for lr in RATES:
+            begun = time.process_time()
+            for i, (who, keys) in enumerate(WAYS.items()):
+                if who == SCRATCH:  # made beside the first leader
+                    continue
+                first = who == FIRST
+                cfg = config(
+                    *("experiment=leader_digits", f"data.limit={rows}", f"optim.lr={lr}", *keys),
+                    *(f"seed={seed}", f"data.split_seed={seed}", f"strategy.source_seed={1000 + seed}"),
+                    *("strategy.followers=[]", f"strategy.baseline={str(first).lower()}"),
+                )
+                out = folder / f"{rows}-{seed}-{lr}-{i}"
                 build.train(cfg | {"out": str(out)}, out, [], "bench")
                 run = Run.open(out)
-                if lr == RATES[0]:
-                    sources.append(Run.open(run.reference("source") or "").result["seconds"])
-                for who, member in (("leader", "leader"), ("from scratch", "scratch-leader")):
-                    held = found.setdefault((who, lr), {s: [] for s in splits} | {"seconds": []})
+                for name, member in ((who, "leader"), (SCRATCH, "scratch-leader"))[: 1 + first]:
                     result = Run.open(run.member(member)).result
-                    for s in splits:
-                        held[s].append(100 * result[s]["accuracy"])
-                    held["seconds"].append(result["seconds"])
-                print(f"seed {seed} lr {lr:g}: {time.process_time() - begun:.1f} CPU-s", flush=True)
-    best = {}
-    for who in ("leader", "from scratch"):
-        for lr in RATES:
-            val, test = (found[who, lr][s] for s in splits)
-            print(f"{who:13} lr {lr:<6g} val {_spread(val)}  test {_spread(test)}")
-        best[who] = max(RATES, key=lambda lr: statistics.mean(found[who, lr]["val"]))
-        print(f"{who:13} takes lr {best[who]:g}: test {_spread(found[who, best[who]]['test'])}")
-    pairs = [a - b for a, b in zip(*(found[w, best[w]]["test"] for w in best), strict=True)]
-    print(f"difference {_spread(pairs)} over {seeds} seeds; per seed {', '.join(f'{p:+.1f}' for p in pairs)}")
-    target = statistics.mean(found["leader", best["leader"]]["seconds"])
-    print(f"the source took {statistics.mean(sources):.1f} s of training each, the target {target:.1f} s")
+                    for s in SPLITS:
+                        found[name, lr][s].append(100 * result[s]["accuracy"])
+                    found[name, lr]["seconds"].append(result["seconds"])
+            print(f"{rows} rows, seed {seed}, lr {lr:g}: {time.process_time() - begun:.1f} CPU-s", flush=True)
+        sources.append(Run.open(run.reference("source") or "").result["seconds"])
+    return found, sources
 
 
 def _spread(values: list[float]) -> str:
@@ -131,11 +157,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "speed"))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--keep", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="+", default=[20, 50, 100, 300])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
-    digits(args.seeds, args.keep) if args.what == "digits" else speed(args.rounds, args.epochs)
+    digits(args.seeds, args.rows) if args.what == "digits" else speed(args.rounds, args.epochs)
 
 
 if __name__ == "__main__":

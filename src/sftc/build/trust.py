@@ -120,8 +120,9 @@ def _declare(dirs: list[Path], group: str, path: str, node: Config, known: Keys)
     option = _option(dirs, group, path, node)
     for _, file in lineage(dirs, group, option):
         known.update(read(file, path))
-    if option.startswith("_"):  # of a member that a strategy makes: what it leaves out has a default in the code
-        for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
+    member = option.startswith("_")  # that a strategy makes
+    for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
+        if member or (group == "model" and key[len(path) + 1 :] in keys.LATER):  # a default in the code
             del known.specs[key]
     if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
         known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
@@ -201,8 +202,11 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
         if saved := run.checkpoints.files():
             elements, limit = max(SMALL, *(file.stat().st_size for file in saved)), "its checkpoints hold"
     try:
-        times = 1 if cfg["model"]["family"] in models.own.NETS else AROUND
-        with bounds.no_more_than(times * count + SPARE, times * elements + SMALL, limit):
+        own = cfg["model"]["family"] in models.own.NETS
+        times = 1 if own else AROUND
+        # A hub's net is built whole, and what stood behind its last map, VGG's dense layers, is taken away again.
+        spare = SMALL if own or cfg["model"].get("head") != "conv" else max(SMALL, room // 8)
+        with bounds.no_more_than(times * count + SPARE, times * elements + spare, limit):
             model = _without_memory(parts.bare(cfg["model"]), facts)
     except Refused as e:
         raise Refused(f"{run.path / 'config.yaml'}: {e}") from None

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from sftc.errors import Refused, choose
-from sftc.models import cifar, follower, hub, keys, own, weights
+from sftc.models import cifar, follower, heads, hub, keys, own, weights
 from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
 from sftc.types import Form
@@ -62,15 +62,14 @@ def build(spec: Mapping[str, Any], *, out_dim: int, form: Form | Sequence[int]) 
             f"model={spec['name']} reads {said}, the data has {ROWS[form.kind]}; use model={INSTEAD[form.kind]}"
         )
     model = FAMILIES[family].build(spec, out_dim, form)
+    model.facts |= {"family": family, "name": spec["name"]}
+    if keys.head(spec) != "linear":
+        heads.grow(model, spec, out_dim, form, getattr(FAMILIES[family], "unpool", None))
     if spec.get("checkpoint"):
         model.facts["checkpoint"] = report = weights.load(model, spec["checkpoint"])
         model.loaded = {n for n, _ in model.named_parameters()} - {*report["missing"], *report["shape_mismatch"]}
         model.facts["pretrained"] = "checkpoint"
-    model.facts |= {
-        "family": family,
-        "name": spec["name"],
-        "params": sum(p.numel() for p in model.parameters()),
-    }
+    model.facts["params"] = sum(p.numel() for p in model.parameters())
     return model
 
 

@@ -7,6 +7,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from sftc.errors import Refused
 from sftc.models import keys, size, surgery, weights
 from sftc.models.vision import GREY, Vision, prepare
@@ -72,6 +74,11 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
         fresh = tuple(f"{path}." for path in model.heads)
         model.loaded = {name for name, _ in model.named_parameters() if not name.startswith(fresh)}
     return model
+
+
+def unpool(spec: Mapping[str, Any], net: nn.Module) -> str:
+    """Make a net give its last map; -> the path of what gives it. Raises Refused: it has none, or hides it."""
+    return library(spec["family"]).unpool(net)
 
 
 @cache

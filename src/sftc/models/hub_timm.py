@@ -84,6 +84,17 @@ def heads(name: str, net: nn.Module) -> list[str]:
     return paths if layers.issuperset(paths) else []
 
 
+def unpool(net: nn.Module) -> str:
+    """Make the net give its last map, as timm does it. Raises Refused: it cannot."""
+    try:
+        net.reset_classifier(0, "")  # type: ignore[operator]
+    except Exception as error:  # each in its own words
+        raise Refused(f"this one cannot give it ({weights.line(error)})") from error
+    if getattr(net, "output_fmt", "NCHW") != "NCHW":
+        raise Refused(f"this one's have their channels last ({net.output_fmt})")
+    return ""
+
+
 def locate(name: str, download: bool) -> Path | None:
     """The published weights as a local file (None: they could be downloaded).
 

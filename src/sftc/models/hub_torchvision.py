@@ -73,6 +73,16 @@ def heads(name: str, net: nn.Module) -> list[str]:
     return []
 
 
+def unpool(net: nn.Module) -> str:
+    """Make the net give its last map: what pools, and all after it, gives way. Raises Refused: it pools in its code."""
+    names = [name for name, _ in net.named_children()]
+    if "avgpool" not in names:
+        raise Refused("this one has none, or averages it in its own code")
+    for name in names[names.index("avgpool") :]:
+        setattr(net, name, nn.Identity())
+    return "avgpool"
+
+
 def locate(name: str, download: bool) -> Path | None:
     """The published weights as a local file (None: they could be downloaded).
 

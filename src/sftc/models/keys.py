@@ -7,7 +7,9 @@ from typing import Any
 
 from sftc.errors import Refused, choose
 
-COMMON = ("family", "name", "pretrained", "checkpoint", "input_size", "mean", "std")
+HEADS = ("linear", "mlp", "conv")
+LATER = {"head": "linear", "head_hidden": [128], "head_channels": [64]}  # not in every run folder; and their defaults
+COMMON = ("family", "name", "pretrained", "checkpoint", "input_size", "mean", "std", *LATER)
 
 
 def check(spec: Mapping[str, Any]) -> None:
@@ -17,6 +19,7 @@ def check(spec: Mapping[str, Any]) -> None:
         Refused: with the key.
     """
     pretrained(spec)
+    head(spec)
     input_size(spec)
     per_channel(spec, "mean")
     if min(per_channel(spec, "std") or [1.0]) <= 0:
@@ -48,6 +51,23 @@ def per_channel(spec: Mapping[str, Any], key: str) -> list[float] | None:
     if not numbers or not all(isinstance(n, int | float) for n in numbers):
         raise Refused(f"model.{key}={value} is not auto, a number, or a list with a number per channel")
     return [float(n) for n in numbers]
+
+
+def head(spec: Mapping[str, Any]) -> str:
+    """`linear`, `mlp` or `conv`. Raises Refused: no such head, or its widths are none."""
+    kind = choose("model.head", spec.get("head", "linear"), HEADS)
+    for key in ("head_hidden", "head_channels"):
+        if not widths(spec.get(key, [])):
+            raise Refused(f"model.{key}={spec[key]} is not a list of widths, such as {LATER[key]}")
+    if kind == "mlp" and not spec["head_hidden"]:
+        raise Refused("model.head_hidden=[] leaves no hidden layer; use model.head=linear")
+    return kind
+
+
+def widths(value: Any) -> bool:
+    """Whether it is a list of whole numbers above zero."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return listed and all(type(n) is int and n > 0 for n in value)
 
 
 def rest(spec: Mapping[str, Any]) -> dict[str, Any]:

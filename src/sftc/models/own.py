@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from sftc.errors import Refused, nearest
-from sftc.models import keys
+from sftc.models import heads, keys
 from sftc.models.size import LEAST
 from sftc.models.vision import GREY, Vision, prepare
 from sftc.types import Form
@@ -89,7 +89,7 @@ def check(spec: Mapping[str, Any]) -> None:
     for key, value in keys.rest(spec).items():
         if key not in taken:
             raise Refused(f"model.{key} is no key of {family}{nearest(key, taken)}")
-        if key in ("hidden", "channels") and not _widths(value):
+        if key in ("hidden", "channels") and not keys.widths(value):
             raise Refused(f"model.{key}={value} is not a list of widths, such as [128,64]")
         if key == "channels" and not value:
             raise Refused("model.channels=[] leaves no convolution; use model=mlp")
@@ -109,6 +109,8 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     family, rest, facts, shape = spec["family"], keys.rest(spec), {"pretrained": "no"}, form.shape
     if form.kind == "table":
         return Vision(nn.Identity(), NETS[family](shape, out_dim, **rest), ["net.head"], facts)
+    if spec.get("head") == "conv" and "hidden" in rest:
+        rest["hidden"] = []  # they would go again
     channels, height, width = shape
     wanted = keys.input_size(spec)
     if wanted == "auto":
@@ -118,9 +120,9 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     return Vision(first, NETS[family]((channels, *pixels), out_dim, **rest), ["net.head"], facts)
 
 
-def _widths(value: Any) -> bool:
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    return listed and all(type(n) is int and n > 0 for n in value)
+def unpool(_spec: Mapping[str, Any], net: nn.Module) -> str:
+    """Make a net give its last map; -> the path of what gives it. Raises Refused: it has none."""
+    return heads.cut(net, "flatten")
 
 
 def _dense(width_in: int, width: int, dropout: float, batch_norm: bool) -> nn.Sequential:

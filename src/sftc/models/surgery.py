@@ -118,9 +118,10 @@ def blocks(model: nn.Module) -> list[Block]:
     heads = tuple(f"{path}." for path in head_names(model))
     known = dict(model.named_parameters())
     found: list[Block] = []
-    head: list[str] = []
-    for name, names, joins in _parts(model, "", _numel(model)):
-        head += [n for n in names if n.startswith(heads) and n in known]
+    head = [name for name in known if name.startswith(heads)]
+    # Without the head: the same blocks for any number of classes, and any head.
+    body = {id(p): p.numel() for name, p in known.items() if name not in head}
+    for name, names, joins in _parts(model, "", body):
         names = [n for n in names if n not in head and n in known]
         small = all(known[n].ndim <= 1 for n in names)
         if found and (joins or small):
@@ -209,11 +210,7 @@ def _still(module: nn.Module) -> None:
         _still(child)
 
 
-def _numel(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _parts(module: nn.Module, path: str, total: int) -> Iterator[tuple[str, list[str], bool]]:
+def _parts(module: nn.Module, path: str, body: dict[int, int]) -> Iterator[tuple[str, list[str], bool]]:
     """(path, parameter names, whether it belongs to the part before) in the order of registration."""
     prefix = f"{path}." if path else ""
     if hasattr(module, "group_matcher"):
@@ -225,8 +222,8 @@ def _parts(module: nn.Module, path: str, total: int) -> Iterator[tuple[str, list
     for name, child in module.named_children():
         if not any(True for _ in child.parameters()):
             continue
-        if _is_sequence(child) or (any(True for _ in child.children()) and _numel(child) > 0.8 * total):
-            inner = list(_parts(child, prefix + name, total))
+        if _is_sequence(child) or (any(True for _ in child.children()) and _most(child, body)):
+            inner = list(_parts(child, prefix + name, body))
             if sum(not joins for _, _, joins in inner) == 1:  # one layer with its norm, in a wrapper
                 yield prefix + name, [n for _, names, _ in inner for n in names], False
             else:
@@ -234,6 +231,10 @@ def _parts(module: nn.Module, path: str, total: int) -> Iterator[tuple[str, list
         else:
             small = all(p.ndim <= 1 for p in child.parameters())
             yield prefix + name, [f"{prefix}{name}.{n}" for n, _ in child.named_parameters()], small
+
+
+def _most(module: nn.Module, body: dict[int, int]) -> bool:
+    return sum(body.get(id(p), 0) for p in module.parameters()) > 0.8 * sum(body.values())
 
 
 def _timm_parts(net: nn.Module, prefix: str) -> Iterator[tuple[str, list[str], bool]]:

@@ -56,7 +56,7 @@ class Prepare(nn.Module):
 
 
 class Vision(nn.Module):
-    """`prepare` then `net`. Tables of numbers take the same form, with nothing to prepare.
+    """`prepare` then `net`, then `head` where it has grown one. Tables take the same form, with nothing to prepare.
 
     Attributes:
         heads: paths of the modules that give the logits.
@@ -69,6 +69,7 @@ class Vision(nn.Module):
         super().__init__()
         self.prepare = prepare
         self.net = net
+        self.head: nn.Module | None = None
         self.heads = heads
         self.facts = facts
         self.loaded: set[str] = set()
@@ -76,7 +77,8 @@ class Vision(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[N, C, H, W] raw pictures or [N, D] numbers -> logits [N, out_dim]."""
-        return self.net(self.prepare(inputs))
+        out = self.net(self.prepare(inputs))
+        return out if self.head is None else self.head(out)
 
 
 def prepare(

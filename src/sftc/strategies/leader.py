@@ -8,7 +8,6 @@ from sftc import data as datasets
 from sftc import optim
 from sftc.errors import Refused
 from sftc.lab import Lab
-from sftc.models.surgery import kept
 from sftc.strategies import comparison, following, roster, sources, team, transfer
 from sftc.strategies.following import Following
 from sftc.strategies.transfer import Transfer
@@ -65,11 +64,10 @@ class Leader:
         models = []
         for name, entry in self.leaders.items():
             for source in entry["source"]:
-                models.append(sources.model_of(lab, source))
-                model = following.built(models[-1], lab.facts)
-                if entry["keep"] != "auto":
-                    kept(model, entry["keep"], roster.key(name, "keep"))
-                elif entry["folds"] > len(lab.data.splits["train"].rows):
+                model = sources.model_of(lab, source)
+                models.append({**model, **roster.head(name, entry)})
+                transfer.kept_of(model, models[-1], entry["keep"], lab.facts, roster.key(name, "keep"))
+                if entry["keep"] == "auto" and entry["folds"] > len(lab.data.splits["train"].rows):
                     raise Refused(f"strategy.folds={entry['folds']} is more than the target has training rows")
             self._optim(lab, entry)
         following.outputs(lab, self.node["leader_outputs"], self.followers)
@@ -94,11 +92,11 @@ class Leader:
         paths = [sources.made(lab, *pair, entry) for pair in zip(labels, entry["source"], strict=True)]
         groups: dict[str, Any] = {"optim": self._optim(lab, entry), "seed": lab.seed + i}
         path = paths[0] if len(paths) == 1 else transfer.best_source(lab, name, paths, entry, groups["optim"])
-        groups["model"] = following.bare(lab.open(path))
+        model = following.bare(lab.open(path))
+        groups["model"] = {**model, **roster.head(name, entry)}
+        n = transfer.kept_of(model, groups["model"], entry["keep"], lab.facts, roster.key(name, "keep"))
         if entry["keep"] == "auto":
-            n, self.tables[name] = transfer.best_keep(lab, name, path, entry, groups)
-        else:
-            n = kept(following.built(groups["model"], lab.facts), entry["keep"], roster.key(name, "keep"))
+            n, self.tables[name] = transfer.best_keep(lab, name, path, entry, groups, most=n)
         story = Transfer(path, n)
         finetune = {"name": "first_n", "n": n, "keep_lr": entry["keep_lr"]}
         return lab.fork(name, finetune=finetune, strategy=story.node(), **groups), story

@@ -7,9 +7,11 @@ from typing import Any
 
 from sftc.errors import Refused, choose, nearest
 from sftc.models.follower import COMBINE
+from sftc.models.keys import LATER
+from sftc.models.keys import head as check_head
 
 OF_LEADER = ("source", "source_epochs", "source_lr", "source_seed", "reuse", "keep", "keep_lr", "optim")
-OF_LEADER += ("folds", "probe_epochs")
+OF_LEADER += ("head", "head_hidden", "head_channels", "folds", "probe_epochs")
 TAKEN = ("source", "scratch", "student")
 Entries = dict[str, dict[str, Any]]
 
@@ -33,6 +35,23 @@ def leaders(node: dict[str, Any]) -> Entries:
                 f"{key(name, 'source')} is a run, pretrained, data such as {{classes:[0,1]}}, or a list of these"
             )
         _number(name, "keep_lr", entry["keep_lr"], 0)
+        head(name, entry)
+    return found
+
+
+def head(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a model node that say a leader's new head; none where it is the source's own kind.
+
+    Raises:
+        Refused: no such head, or widths that are none.
+    """
+    if entry["head"] is None:
+        return {}
+    found = {k: entry[k] for k in LATER}
+    try:
+        check_head(found)
+    except Refused as e:
+        raise Refused(str(e).replace("model.", f"leader {name}: strategy.")) from None
     return found
 
 

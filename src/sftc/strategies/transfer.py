@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftc.errors import Refused
 from sftc.lab import Lab
-from sftc.models.surgery import blocks, keep_first
+from sftc.models.surgery import blocks, in_range, keep_first, kept
 from sftc.objective import Learner
 from sftc.strategies import following
 
@@ -63,6 +64,29 @@ def without(lab: Lab, some: Tensor) -> Tensor:
     return rows[~torch.isin(rows, some)]
 
 
+def kept_of(source: dict[str, Any], target: dict[str, Any], keep: int | str, facts: Any, what: str) -> int:
+    """How many first blocks of `source` `keep` means for `target`, which may have another head; auto: the most.
+
+    Args:
+        source, target: model nodes.
+        what: `keep` as it is typed, for the message.
+
+    Raises:
+        Refused: no such block, or one that goes with the head.
+    """
+    model = following.built(target, facts)
+    mine = blocks(model)
+    theirs = mine if source == target else blocks(following.built(source, facts))
+    pairs = zip(mine[:-1], theirs[:-1], strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if set(a[1]) != set(b[1])), min(len(mine), len(theirs)) - 1)
+    n = shared if keep == "auto" else kept(model, keep, what)
+    in_range(n, len(mine), what)
+    if n > shared:
+        head = target.get("head", "linear")
+        raise Refused(f"{what}={keep}: with head={head} the first {shared} blocks are the source's, no more")
+    return n
+
+
 def best_source(lab: Lab, name: str, paths: list[str], entry: dict[str, Any], optim: dict[str, Any]) -> str:
     """Of several sources the one on whose last layer a new head learns the target best, by validation."""
     scores = {}
@@ -83,15 +107,15 @@ def best_source(lab: Lab, name: str, paths: list[str], entry: dict[str, Any], op
 
 
 def best_keep(
-    lab: Lab, name: str, path: str, entry: dict[str, Any], groups: dict[str, Any]
+    lab: Lab, name: str, path: str, entry: dict[str, Any], groups: dict[str, Any], most: int
 ) -> tuple[int, list[dict[str, float]]]:
-    """How many blocks to keep, by cross-validation on the training rows; of equals the most.
+    """How many blocks to keep, up to `most`, by cross-validation on the training rows; of equals the most.
 
     Returns:
         The number, and for each candidate the mean and the deviation of the folds' last scores.
     """
-    count, table = len(blocks(following.built(groups["model"], lab.facts))), []
-    for n in range(1, count):
+    table = []
+    for n in range(1, most + 1):
         scores = []
         for fold, val in enumerate(split(lab, entry["folds"])):
             story = Transfer(path, n, fold, entry["folds"])

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from sftc.errors import Refused, choose, nearest
-from sftc.models import keys
+from sftc.models import heads, keys
 from sftc.models.cifar import published
 from sftc.models.cifar.mobile import mobilenetv2, shufflenetv1, shufflenetv2
 from sftc.models.cifar.residual import resnet, wrn
@@ -82,3 +82,8 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     model = Vision(first, NETS[name](out_dim), ["net.head"], facts)
     model.aliases = published.aliases(name, model.state_dict())
     return model
+
+
+def unpool(_spec: Mapping[str, Any], net: nn.Module) -> str:
+    """Make a net give its last map; -> the path of what gives it."""
+    return heads.cut(net, "pool")

@@ -25,14 +25,15 @@ from sftc.strategies import following
 from sftc.strategies.following import Following
 
 ONE_THREAD = ("device=cpu", "device.threads=1", "quiet=true")
-RATES = (0.001, 0.003, 0.01, 0.03)
+RATES = (0.003, 0.01, 0.03, 0.1)
 SPLITS = ("val", "test")
-SCRATCH, FIRST = "from scratch", "2 blocks kept at a tenth of the rate"
+SCRATCH, FIRST = "from scratch", "2 blocks, a tenth of the rate"
 WAYS: dict[str, tuple[str, ...]] = {
     SCRATCH: (),
     FIRST: ("strategy.keep=2", "strategy.keep_lr=0.1"),
-    "2 blocks kept frozen": ("strategy.keep=2", "strategy.keep_lr=0"),
-    "4 blocks kept at a tenth": ("strategy.keep=4", "strategy.keep_lr=0.1"),
+    "2 blocks, frozen": ("strategy.keep=2", "strategy.keep_lr=0"),
+    "2 blocks, the same rate": ("strategy.keep=2", "strategy.keep_lr=1"),
+    "4 blocks, the same rate": ("strategy.keep=4", "strategy.keep_lr=1"),
 }
 WIDEST = max(map(len, WAYS))
 

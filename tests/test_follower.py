@@ -144,22 +144,36 @@ def test_a_leader_is_asked_once_a_batch_for_all_who_read_it():
     one, two = follower("logits", hidden=[7]), follower("net.fc2", hidden=[7])
     two.seat(one.leaders)
     leader = Asked(one.leaders[0], ["net.fc2"])
-    (batch,) = Through(Rows(), [leader], [one, two]).epoch(0)
+    (batch,) = Through(Rows(), {"leader0": leader}, [one, two]).epoch(0)
     assert leader.times == 1
     x = pictures(4)
     torch.testing.assert_close(one(batch.inputs), one(x))
     torch.testing.assert_close(two(batch.inputs), two(x))
-    assert torch.equal(Said(0)(batch).logits, one.leaders[0](x))
+    assert torch.equal(Said("leader0")(batch).logits, one.leaders[0](x))
 
 
 def test_summed_losses_are_rows_as_each_leader_says_them():
     f = follower("logits", "logits", combine="sum", hidden=[7])
-    leaders = [Asked(m, []) for m in f.leaders]
+    leaders = {f"leader{i}": Asked(m, []) for i, m in enumerate(f.leaders)}
     (batch,) = Through(Rows(), leaders, [f]).epoch(0)
     a, b = f.leaders
     x = pictures(4)
     assert torch.equal(batch.inputs[f.key], torch.cat([a(x), b(x)]))
-    assert torch.equal(Said(0)(batch).logits, torch.cat([a(x), b(x)]))
+    assert torch.equal(Said("leader0")(batch).logits, torch.cat([a(x), b(x)]))
     assert batch.target.tolist() == [0, 1, 2, 0] * 2
     assert batch.weight.tolist() == [1, 0, 1, 1] * 2
-    assert isinstance(Said(0)(batch), Out)
+    assert isinstance(Said("leader0")(batch), Out)
+
+
+def test_followers_of_one_batch_may_read_different_leaders():
+    both, one = follower("logits", "net.fc2", hidden=[7]), follower("logits", hidden=[7])
+    a, b = both.leaders
+    both.seat([a, b], ["a", "b"])
+    one.seat([b], ["b"])
+    asked = {"a": Asked(a, []), "b": Asked(b, ["net.fc2"])}
+    (batch,) = Through(Rows(), asked, [both, one]).epoch(0)
+    assert [x.times for x in asked.values()] == [1, 1]
+    x = pictures(4)
+    torch.testing.assert_close(both(batch.inputs), both(x))
+    torch.testing.assert_close(one(batch.inputs), one(x))
+    assert torch.equal(Said("b")(batch).logits, b(x))

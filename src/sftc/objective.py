@@ -71,7 +71,8 @@ class Learner:
         row_weight: [n] weight of each source row (boosting), or None.
         source: which of the fit's sources it reads, by position.
         through: names of earlier learners whose outputs it reads instead of the inputs; gradients reach them. Its
-            student is a `Follower`, and the epoch that is best for the first of them is its best, too.
+            student is a `Follower`.
+        along: name of an earlier learner whose best epoch is its best, too, and with which it ends.
         reference: [n, C] scores somebody else gives its validation rows, in their order: agreement with them is logged.
         settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
         beside: constants written into every row of its log, such as what its teachers reach.
@@ -90,6 +91,7 @@ class Learner:
         row_weight: Tensor | None = None,
         source: int = 0,
         through: Sequence[str] = (),
+        along: str | None = None,
         reference: Tensor | None = None,
         settings: Any = None,
         beside: Metrics | None = None,
@@ -104,6 +106,7 @@ class Learner:
         self.row_weight = row_weight
         self.source = source
         self.through = tuple(through)
+        self.along = along
         self.reference = reference
         self.settings = settings
         self.beside = dict(beside or {})

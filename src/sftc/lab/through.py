@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -17,14 +17,15 @@ class Through:
     """A source as followers see it: each leader is asked once per batch, whoever reads it.
 
     Args:
-        leaders: live ones that listen where any follower taps, or stored answers.
-        followers: those whose keys the batches hold, all with one way to combine.
+        leaders: by name; live ones that listen where any follower taps, or stored answers.
+        followers: those whose keys the batches hold, each reading some of the leaders, all with one way to combine;
+            with sum they all read the same ones.
 
     With combine=sum a batch of N rows becomes one of M * N: every row as each of the M leaders says it.
     """
 
-    def __init__(self, source: Source, leaders: Sequence[Teacher], followers: Sequence[Follower]) -> None:
-        self.source, self.leaders, self.followers = source, list(leaders), list(followers)
+    def __init__(self, source: Source, leaders: Mapping[str, Teacher], followers: Sequence[Follower]) -> None:
+        self.source, self.leaders, self.followers = source, dict(leaders), list(followers)
         self.steps, self.rows = source.steps, source.rows
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -33,15 +34,17 @@ class Through:
                 yield self._heard(batch)
 
     def _heard(self, batch: Batch) -> Batch:
-        outs = [leader(batch) for leader in self.leaders]
-        inputs = {f.key: f.heard(outs) for f in self.followers}
-        times = 1 if self.followers[0].combine == "concat" else len(outs)
+        outs = {name: leader(batch) for name, leader in self.leaders.items()}
+        inputs = {f.key: f.heard([outs[name] for name in f.names]) for f in self.followers}
+        first = self.followers[0]
+        times = 1 if first.combine == "concat" else len(first.names)
         batch = Batch({}, batch.target, batch.index, batch.view, batch.weight, batch.partner)
         if times > 1:
             batch = batch.map(lambda t: t.repeat(times, *[1] * (t.ndim - 1)))
-            said = {SAID.format(0): torch.cat([out.logits for out in outs])}  # to each row its own leader
+            # To each row its own leader.
+            said = {SAID.format(first.names[0]): torch.cat([outs[name].logits for name in first.names])}
         else:
-            said = {SAID.format(i): out.logits for i, out in enumerate(outs)}
+            said = {SAID.format(name): out.logits for name, out in outs.items()}
         batch.inputs = inputs | said
         return batch
 
@@ -49,7 +52,7 @@ class Through:
 class Said:
     """A leader as a teacher of those who read it: its logits come with the batch."""
 
-    def __init__(self, leader: int) -> None:
+    def __init__(self, leader: str) -> None:
         self.key = SAID.format(leader)
 
     def __call__(self, batch: Batch) -> Out:

@@ -104,13 +104,13 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
         name = f"{t.learner.name}/" if many else ""
         row[f"{name}lr"] = max(g["lr"] for g in t.optimizer.param_groups)
         row |= {f"val/{name}{k}": v for k, v in m.items()}
-        lead = t.learner.through[0] if t.learner.through else None
+        lead = t.learner.along
         row[f"{name}best"] = t.judge(m, row["epoch"], state.step, row[f"{lead}/best"] if lead else None)
         t.schedule.epoch(state.epoch, m.get(t.learner.task.monitor, math.nan), t.learner.task.maximize)
         why = "target" if budget.target is not None and t.reached(budget.target) else None
         why = why or ("patience" if budget.patience is not None and t.stale >= budget.patience else None)
-        if lead is not None:  # it ends with the one it reads
-            why = next(x.ended["why"] if x.ended else None for x in state.trainees if x.learner.name == lead)
+        if lead is not None:  # it ends with the one it goes along with
+            why = next((w for x, w in resting if x.learner.name == lead), None)
         why = why or ("budget" if state.step >= total else None)
         if why is not None:
             resting.append((t, why))

@@ -45,15 +45,20 @@ class Follower(nn.Module):
 
     @property
     def key(self) -> str:
-        return f"leaders: {', '.join(self.taps)}"
+        return ", ".join(f"{name}: {tap}" for name, tap in zip(self.names, self.taps, strict=True))
 
     @property
     def leaders(self) -> list[nn.Module]:
         return self._leaders.models
 
-    def seat(self, leaders: Sequence[nn.Module]) -> None:
-        """Read these models from now on. Raises Refused: one lacks the layer that is tapped."""
+    def seat(self, leaders: Sequence[nn.Module], names: Sequence[str] | None = None) -> None:
+        """Read these models from now on, which who trains followers calls so.
+
+        Raises:
+            Refused: one lacks the layer that is tapped.
+        """
         self._leaders = _Leaders(leaders, self.taps)
+        self.names = [f"leader{i}" for i in range(len(leaders))] if names is None else list(names)
 
     def wanted(self, leader: int) -> list[str]:
         """Module paths it reads of a leader."""

@@ -34,6 +34,7 @@ class Following:
         leaders: their run folders; once a run refers to them, its references say where they are.
         alpha: share of the labels, the rest is for the leaders' soft answers at `temperature`.
         outputs: live; cached: the leaders' stored logits; or joint: the leader learned together with it.
+        names: what who trains several followers calls the leaders.
         weight: what its task counts among those of one fit; uncertain: or learned (Kendall et al. 2018).
     """
 
@@ -45,8 +46,10 @@ class Following:
         outputs: str,
         weight: float = 1.0,
         uncertain: bool = False,
+        names: list[str] | None = None,
     ) -> None:
         self.leaders = leaders
+        self.names = [f"leader{i}" for i in range(len(leaders))] if names is None else names
         self.outputs = outputs
         self.weight = weight
         self.uncertain = uncertain
@@ -60,22 +63,21 @@ class Following:
         model = lab.model()
         assert isinstance(model, Follower)
         self.refer(lab)
-        model.seat([self._home(lab, i).restore() for i in range(len(self.leaders))])
+        model.seat([self._home(lab, i).restore() for i in range(len(self.leaders))], self.names)
         summed = model.combine == "sum"
-        said = [Said(i) for i in range(1 if summed else len(self.leaders))] if self.teaches else []
+        said = [Said(name) for name in self.names[: 1 if summed else None]] if self.teaches else []
         # Of M * N rows each is one leader's: the objective takes their mean, and the sum is over leaders.
         terms = self._terms(lab, len(self.leaders) if summed else 1)
         return lab.learner(model, terms=terms, teachers=said, name=name, source=source)
 
-    def beside(self, lab: Lab, leader: Learner, name: str, source: int) -> Learner:
-        """The follower as it starts together with its leader, whom its gradients reach."""
+    def beside(self, lab: Lab, leaders: Sequence[Learner], name: str, source: int) -> Learner:
+        """The follower as it starts together with its leaders, whom its gradients reach."""
         model = lab.model()
         assert isinstance(model, Follower)
-        model.seat([leader.student])
-        said = [Peer(leader.name)] if self.teaches else []
-        return lab.learner(
-            model, terms=self._terms(lab, 1), teachers=said, name=name, source=source, through=[leader.name]
-        )
+        model.seat([leader.student for leader in leaders], self.names)
+        said = [Peer(leader.name) for leader in leaders] if self.teaches else []
+        through = [leader.name for leader in leaders]
+        return lab.learner(model, terms=self._terms(lab, 1), teachers=said, name=name, source=source, through=through)
 
     def refer(self, lab: Lab) -> None:
         """Note where the leaders live, and the hash of their weights."""
@@ -95,15 +97,25 @@ class Following:
     def _home(self, lab: Lab, i: int) -> Lab:
         return lab.open(str(lab.run.reference(f"leader{i}") or self.leaders[i]))
 
-    def sources(self, lab: Lab, learners: Sequence[Learner]) -> tuple[Source, Source]:
-        """Train and validation rows of `lab` as all these followers of the same leaders hear them."""
+    def homes(self, lab: Lab) -> dict[str, Lab]:
+        """The labs of its leaders, by name."""
+        return {name: self._home(lab, i) for i, name in enumerate(self.names)}
+
+    def sources(self, lab: Lab, learners: Sequence[Learner], homes: dict[str, Lab]) -> tuple[Source, Source]:
+        """Train and validation rows of `lab` as all these followers hear them.
+
+        Args:
+            homes: of all the leaders that any of them reads.
+        """
         followers = [x.student for x in learners if isinstance(x.student, Follower)]
-        taps = [sorted({t for f in followers for t in f.wanted(i)}) for i in range(len(self.leaders))]
-        homes = [self._home(lab, i) for i in range(len(self.leaders))]
-        live = [Live(home.restore(), lab.device, t) for home, t in zip(homes, taps, strict=True)]
-        asked: list[Teacher] = list(live)
+        taps: dict[str, set[str]] = {name: set() for name in homes}
+        for follower in followers:
+            for i, name in enumerate(follower.names):
+                taps[name].update(follower.wanted(i))
+        live = {name: Live(home.restore(), lab.device, sorted(taps[name])) for name, home in homes.items()}
+        asked: dict[str, Teacher] = dict(live)
         if self.outputs == "cached":
-            asked = [self._stored(lab, home) for home in homes]
+            asked = {name: self._stored(lab, home) for name, home in homes.items()}
         train, val = lab.source("train", train=True, rows=lab.rows), lab.source("val")
         # Where losses are summed, rows are multiplied; for scores they must not be.
         summed = followers[0].combine == "sum"
@@ -119,7 +131,7 @@ class Following:
             raise Refused(f"{lab.run.path} learns together with its leader: go on with their team")
         if not lab.run.finished:
             learner = self.learner(lab)
-            (fitted,) = lab.fit(learner, sources=[self.sources(lab, [learner])])
+            (fitted,) = lab.fit(learner, sources=[self.sources(lab, [learner], self.homes(lab))])
             lab.keep(fitted)
 
 
@@ -148,6 +160,16 @@ def node(entry: dict[str, Any], models: list[dict[str, Any]], facts: Any, combin
     net = {k: entry[k] for k in NET[entry["model"]]}
     leaders = [{"model": model, **about} for model in models]
     return {"family": "follower", "name": entry["model"], **net, "taps": taps, "combine": combine, "leaders": leaders}
+
+
+def check_rows(name: str, mine: Any, target: Any) -> None:
+    """Raises Refused: a follower's own rows are none that its leaders can read, who have learned the target's."""
+    a, b = mine.form, target.form
+    if a.kind != b.kind or a.shape[:1] not in (b.shape[:1], (1,) if len(b.shape) == 3 else b.shape[:1]):
+        raise Refused(
+            f"strategy.followers: data of {name} has rows of shape {list(a.shape)}, which its leaders cannot read: "
+            f"they learn rows of shape {list(b.shape)}"
+        )
 
 
 def built(node: dict[str, Any], facts: Any) -> nn.Module:

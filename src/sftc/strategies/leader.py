@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sftc import data as datasets
 from sftc import optim
 from sftc.errors import Refused
 from sftc.lab import Lab
@@ -61,22 +60,29 @@ class Leader:
         """Refuse what cannot be before anything is learned: blocks, layers, rates."""
         if self.node["joint"] and lab.settings.ema is not None:
             raise Refused("strategy.joint=true: followers read the leader as it is, not its average; leave ema at null")
-        models = []
+        models: dict[str, dict[str, Any]] = {}  # of each leader, or of its first candidate
         for name, entry in self.leaders.items():
             for source in entry["source"]:
                 model = sources.model_of(lab, source)
-                models.append({**model, **roster.head(name, entry)})
-                transfer.kept_of(model, models[-1], entry["keep"], lab.facts, roster.key(name, "keep"))
+                target = {**model, **roster.head(name, entry)}
+                models.setdefault(name, target)
+                learned = sources.data(lab, source)
+                transfer.kept_of(model, target, entry["keep"], lab.facts, roster.key(name, "keep"), learned)
                 if entry["keep"] == "auto" and entry["folds"] > len(lab.data.splits["train"].rows):
                     raise Refused(f"strategy.folds={entry['folds']} is more than the target has training rows")
             self._optim(lab, entry)
         following.outputs(lab, self.node["leader_outputs"], self.followers)
-        for entry in self.followers.values():
+        for name, entry in self.followers.items():
             self._optim(lab, entry)
-            datasets.check({**lab.run.config["data"], **(entry["data"] or {})})
-            following.built(
-                following.node(entry, models[: len(self.leaders)], lab.facts, self.node["combine"]), lab.facts
-            )
+            heard = [models[leader] for leader in entry["leaders"]]
+            following.built(following.node(entry, heard, lab.facts, self.node["combine"]), lab.facts)
+            if entry["data"]:
+                following.check_rows(name, sources.read(lab, self._data(lab, entry)), lab.facts)
+
+    def _data(self, lab: Lab, entry: dict[str, Any]) -> dict[str, Any]:
+        """The data node of a follower: the target's, with what is its own; or other data."""
+        target, own = lab.run.config["data"], entry["data"] or {}
+        return {**target, **own} if own.get("name", target["name"]) == target["name"] else sources.data_of(target, own)
 
     def _optim(self, lab: Lab, entry: dict[str, Any]) -> dict[str, Any]:
         config = lab.run.config
@@ -105,11 +111,12 @@ class Leader:
         """Followers that are ready to follow these leaders."""
         if not self.followers:
             return {}
-        paths = [str(home.run.path.resolve()) for home in leaders.values()]
-        models = [following.bare(home) for home in leaders.values()]
         how = following.outputs(lab, self.node["leader_outputs"], self.followers)
         out = {}
         for i, (name, entry) in enumerate(self.followers.items()):
+            heard = [leaders[leader] for leader in entry["leaders"]]
+            paths = [str(home.run.path.resolve()) for home in heard]
+            models = [following.bare(home) for home in heard]
             own = "live" if entry["data"] and how == "cached" else how  # answers are stored of the leader's rows alone
             node = {"leaders": paths, **{k: entry[k] for k in ("alpha", "temperature", "weight")}}
             node |= {"outputs": "joint" if self.node["joint"] else own}
@@ -118,12 +125,12 @@ class Leader:
                 name,
                 seed=lab.seed + len(leaders) + i if entry["seed"] is None else entry["seed"],
                 model=following.node(entry, models, lab.facts, self.node["combine"]),
-                data={**lab.run.config["data"], **(entry["data"] or {})},
+                data=self._data(lab, entry),
                 finetune={"name": "full"},
                 optim=self._optim(lab, entry),
                 strategy={"name": "follower", **node},
             )
-            out[name] = home, Following(**node)
+            out[name] = home, Following(**node, names=entry["leaders"])
         return out
 
     def _scratch(self, lab: Lab, name: str, leader: Lab) -> Lab:

@@ -64,8 +64,9 @@ def followers(node: dict[str, Any]) -> Entries:
         raise Refused(f"strategy: {sorted(both)[0]} is a leader and a follower; nobody can follow himself")
     for name, entry in found.items():
         choose(f"model of {name}", entry["model"], ("mlp", "linear", "simple_cnn"))
-        if isinstance(entry["tap"], list) and len(entry["tap"]) != len(node["leaders"]):
-            many = len(node["leaders"])
+        entry["leaders"] = _heard(name, entry["leaders"], node["leaders"], found)
+        many = len(entry["leaders"])
+        if isinstance(entry["tap"], list) and len(entry["tap"]) != many:
             raise Refused(f"strategy.followers: tap={entry['tap']} of {name} must name one for each of {many} leaders")
         _number(name, "alpha", entry["alpha"], 0, 1)
         _number(name, "weight", entry["weight"], 0)
@@ -75,10 +76,26 @@ def followers(node: dict[str, Any]) -> Entries:
     return found
 
 
+def _heard(name: str, given: Any, leaders: dict[str, Any], followers: Entries) -> list[str]:
+    """Names of the leaders that a follower reads. Raises Refused: one is none, or named twice."""
+    heard = list(leaders) if given is None else given
+    if not isinstance(heard, list) or not heard or len({str(x) for x in heard}) < len(heard):
+        raise Refused(f"strategy.followers: leaders={given} of {name} must name leaders, each once, such as [leader]")
+    for leader in map(str, heard):
+        if leader in followers:
+            whom = "itself" if leader == name else f"{leader}, which follows too"
+            raise Refused(f"strategy.followers: {name} cannot follow {whom}; name leaders: {', '.join(leaders)}")
+        choose(f"strategy.followers: leaders of {name}", leader, leaders)
+    return [str(x) for x in heard]
+
+
 def check_joint(node: dict[str, Any]) -> None:
     """Raises Refused: what cannot be learned together."""
-    if len(node["leaders"]) > 1 or not node["followers"]:
-        raise Refused("strategy.joint=true trains one leader and those who follow it: give one leader, and followers")
+    if not node["followers"]:
+        raise Refused("strategy.joint=true trains leaders and those who follow them: give followers, or joint=false")
+    if node["combine"] == "sum" and len(node["leaders"]) > 1:
+        why = "one step cannot count its rows once for leaders and once per leader for followers"
+        raise Refused(f"strategy.joint=true and combine=sum with several leaders: {why}; use combine=concat")
     if node["leader_outputs"] == "cached":
         raise Refused("strategy.joint=true changes what the leader says all the time; leave leader_outputs at auto")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from sftc.data import COMMON, READERS
+from sftc import data as datasets
+from sftc.data import COMMON, READERS, Data
 from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.strategies.following import bare
+from sftc.tasks import fitting_loss, fitting_monitor
 
 TARGETS = ("classes", "limit", "unlabeled", "class_weights")  # of a data node: what is about the target's task alone
 
@@ -32,6 +34,23 @@ def model_of(lab: Lab, source: Any) -> dict[str, Any]:
     if home.run.config["model"]["family"] == "follower":
         raise Refused(f"source {source} is a follower, which reads leaders and cannot be one; name its leader")
     return bare(home)
+
+
+def data(lab: Lab, source: Any) -> Data | None:
+    """What a source is to be trained on, read to see that it can be; None where it is trained already.
+
+    Raises:
+        Refused: it cannot be read, or is of a kind that the loss is not for.
+    """
+    return read(lab, data_of(lab.run.config["data"], source)) if isinstance(source, dict) else None
+
+
+def read(lab: Lab, node: dict[str, Any]) -> Data:
+    """The data of a member, before any other learns. Raises Refused: see `data`."""
+    found = datasets.build(node)
+    fitting_loss(lab.run.config["loss"]["name"], found.kind)
+    fitting_monitor(lab.run.config["monitor"], found.kind)
+    return found
 
 
 def made(lab: Lab, name: str, source: Any, node: dict[str, Any]) -> str:
@@ -82,6 +101,8 @@ def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
         start |= {k: p.default for k, p in own if k not in (*COMMON, "model_size") and p.default is not p.empty}
         if reader.locate is None:  # it needs no files
             start |= {k: COMMON[k] for k in ("root", "download")}
+        if not reader.images:
+            start |= {k: COMMON[k] for k in ("size", "augment")}
     return {**start, **source}
 
 

@@ -31,30 +31,37 @@ def follow(lab: Lab, followers: Followers, together: bool) -> None:
     pairs = []
     for group in groups:
         home, story = next(iter(group.values()))
-        pairs.append(story.sources(home, [learners[name] for name in group]))
+        homes = {name: leader for h, s in group.values() for name, leader in s.homes(h).items()}
+        pairs.append(story.sources(home, [learners[name] for name in group], homes))
     for name, fitted in zip(learners, lab.fit(*learners.values(), sources=pairs), strict=True):
         followers[name][0].keep(fitted)
 
 
 def jointly(lab: Lab, leaders: dict[str, tuple[Lab, Transfer]], followers: Followers, uncertain: bool) -> None:
-    """Train one leader and its followers in one fit of `lab`."""
-    ((name, (home, story)),) = leaders.items()
+    """Train leaders and their followers in one fit of `lab`. All keep the epoch that is best for the first leader: what
+    a follower hears of several leaders is what they say in one epoch."""
     if all(h.run.finished for h, _ in followers.values()):
         return
-    lab.watch.say(f"{', '.join([name, *followers])} learn together")
-    leader = story.learner(home, name, terms={"truth": Uncertain() if uncertain else Truth()})
-    learners: list[Learner] = [leader]
-    pairs = [_raw(home)]
+    lab.watch.say(f"{', '.join([*leaders, *followers])} learn together")
+    learners: dict[str, Learner] = {}
+    for name, (home, story) in leaders.items():
+        terms = {"truth": Uncertain() if uncertain else Truth()}
+        learners[name] = story.learner(home, name, terms=terms, along=next(iter(learners), None))
+    first, _ = next(iter(leaders.values()))
+    pairs = [_raw(first)]
     for group in _by_data(followers):
-        first = next(iter(group.values()))[0]
-        mine = first.run.config["data"] == home.run.config["data"]
+        other = next(iter(group.values()))[0]
+        mine = other.run.config["data"] == first.run.config["data"]
         source = 0 if mine else len(pairs)
-        pairs += [] if mine else [_raw(first)]
-        learners += [s.beside(h, leader, n, source) for n, (h, s) in group.items()]
-    fitted = dict(zip([x.name for x in learners], lab.fit(*learners, sources=pairs), strict=True))
-    home.keep(fitted[name])
+        pairs += [] if mine else [_raw(other)]
+        for n, (h, s) in group.items():
+            learners[n] = s.beside(h, [learners[leader] for leader in s.names], n, source)
+            learners[n].along = next(iter(leaders))
+    fitted = dict(zip(learners, lab.fit(*learners.values(), sources=pairs), strict=True))
+    for name, (home, _) in leaders.items():
+        home.keep(fitted[name])
     for n, (h, s) in followers.items():
-        s.refer(h)  # now that the leader's weights are known
+        s.refer(h)  # now that the leaders' weights are known
         h.keep(fitted[n])
 
 
@@ -68,8 +75,13 @@ def _raw(lab: Lab) -> tuple[Source, Source]:
 
 
 def _by_data(followers: Followers) -> list[Followers]:
-    """Followers of the same rows, which may share batches; in their order."""
+    """Followers of the same rows, which may share batches; in their order.
+
+    With combine=sum a batch has as many rows as there are leaders, who must be the same.
+    """
     groups: dict[str, Followers] = {}
     for name, (home, story) in followers.items():
-        groups.setdefault(repr(home.run.config["data"]), {})[name] = home, story
+        summed = home.run.config["model"]["combine"] == "sum"
+        key = repr((home.run.config["data"], story.names if summed else None))
+        groups.setdefault(key, {})[name] = home, story
     return list(groups.values())

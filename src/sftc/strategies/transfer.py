@@ -64,26 +64,29 @@ def without(lab: Lab, some: Tensor) -> Tensor:
     return rows[~torch.isin(rows, some)]
 
 
-def kept_of(source: dict[str, Any], target: dict[str, Any], keep: int | str, facts: Any, what: str) -> int:
+def kept_of(
+    source: dict[str, Any], target: dict[str, Any], keep: int | str, facts: Any, what: str, learned: Any = None
+) -> int:
     """How many first blocks of `source` `keep` means for `target`, which may have another head; auto: the most.
 
     Args:
         source, target: model nodes.
+        facts: of the target's data.
         what: `keep` as it is typed, for the message.
+        learned: facts of the source's data, where it has its own.
 
     Raises:
-        Refused: no such block, or one that goes with the head.
+        Refused: no such block, or one that goes with the head, or that has another shape in the source.
     """
-    model = following.built(target, facts)
-    mine = blocks(model)
-    theirs = mine if source == target else blocks(following.built(source, facts))
-    pairs = zip(mine[:-1], theirs[:-1], strict=False)
-    shared = next((i for i, (a, b) in enumerate(pairs) if set(a[1]) != set(b[1])), min(len(mine), len(theirs)) - 1)
+    model, theirs = following.built(target, facts), following.built(source, learned or facts)
+    pairs = list(zip(blocks(model)[:-1], blocks(theirs)[:-1], strict=False))
+    shared = next((i for i, (a, b) in enumerate(pairs) if set(a[1]) != set(b[1])), len(pairs))
     n = shared if keep == "auto" else kept(model, keep, what)
-    in_range(n, len(mine), what)
+    in_range(n, len(blocks(model)), what)
     if n > shared:
         head = target.get("head", "linear")
         raise Refused(f"{what}={keep}: with head={head} the first {shared} blocks are the source's, no more")
+    keep_first(theirs, model, n)
     return n
 
 

@@ -62,3 +62,16 @@ def make(root: Path, splits=("train", "val", "test"), classes=("cat", "dog"), n:
             for i in range(n):
                 paint(root / split / name / f"{i}.png", 100 * s + 10 * c + i, **more)
     return root
+
+
+def write_table(path: Path, n: int = 300, kind: str = "classes") -> Path:
+    """A csv of mixed columns with gaps; `y` is one of three words, or what they stand for as a number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["size,city,open,day,id,y"]
+    for i in range(n):
+        size, city = "" if i % 7 == 0 else f"{i * 37 % 101}.5", "Bonn Oslo Rome".split()[i * 5 % 11 % 3]
+        value = (i * 37 % 101) / 50 + i * 5 % 11 % 3
+        y = f"{value + i * 13 % 17 / 100:.3f}" if kind == "values" else "low mid high".split()[min(2, int(value / 1.4))]
+        lines.append(f"{size},{city},{'yes' if i % 3 else 'no'},2024-0{1 + i % 9}-1{i % 10},u{i * 7 % 29},{y}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

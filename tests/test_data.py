@@ -30,7 +30,7 @@ def test_every_reader_has_a_yaml_and_the_other_way_round():
     for name, reader in data.READERS.items():
         keys = group(name)
         assert keys["name"] == name
-        own = set(inspect.signature(reader.open).parameters) - {"model_size"}
+        own = set(inspect.signature(reader.open).parameters) - {"model_size", "like"}
         assert own <= keys.keys()
         assert keys.keys() == own | data.COMMON.keys() | {"name"}
         for key, value in inspect.signature(reader.open).parameters.items():

@@ -11,7 +11,7 @@ import sftc
 
 ROOT = Path(sftc.__file__).parent
 ORDER = """
-early errors folders types stop store device environment metrics tasks losses fusion models data optim objective
+early errors folders types columns stop store device environment metrics tasks losses fusion models data optim objective
 loop answers lab strategies track report pictures schema build cli
 """.split()  # noqa: SIM905
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT or not file.name.startswith("__"))
@@ -58,6 +58,7 @@ def test_each_file_imports_only_what_stands_before_it(file):
         ("timm", {"models", "optim"}),
         ("rich", {"track", "report", "cli"}),
         ("matplotlib", {"pictures"}),
+        ("pandas", {"data"}),
     ],
 )
 def test_a_library_stays_in_its_rooms(package, homes):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from files import make, write_cifar, write_mnist
+from files import make, write_cifar, write_mnist, write_table
 from sftc import build
 from sftc.build.bench import Bench
 from sftc.cli import compose, conf
@@ -55,6 +55,8 @@ LABELS = {"fake data.kind=labels"}
 CLASSES = set(OPTIONS["data"]) - VALUES - LABELS
 NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
+TABLES = {"breast_cancer", "diabetes", "iris", "tabular", "wine"}
+FOR_TABLES = {"dcn", "fm", "ft_transformer", "tab_resnet"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
 REFUSED = [
@@ -66,14 +68,15 @@ REFUSED = [
     ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),
     ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
     ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
-    # Convolutions and patches need pictures.
+    # Convolutions and patches need pictures; nets for tables need columns.
     (
         "model",
-        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"},
+        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"} - FOR_TABLES,
         "data",
-        {"diabetes"},
+        TABLES,
         "reads pictures.* use model=mlp",
     ),
+    ("model", FOR_TABLES, "data", set(OPTIONS["data"]) - TABLES, "reads rows of numbers.* use model=simple_cnn"),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
     # The only block of a linear model is its head: nothing can be kept of it.
@@ -133,7 +136,7 @@ def complete(row: Row, groups: dict[str, list[str]], todo: dict[tuple[Choice, Ch
 ALLOWED = [p for p in pairs() if refusal(*p) is None]
 ROWS = cover(ALLOWED, OPTIONS)
 # Half a second each: our own nets. Those of the hubs take from two seconds to a minute.
-LIGHT = [row for row in ROWS if row["model"] in OWN]
+LIGHT = [row for row in ROWS if row["model"] in OWN | FOR_TABLES]
 SAMPLE = random.Random(0).sample(LIGHT, 10)
 
 
@@ -144,6 +147,7 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     write_mnist(home / "mnist" / "MNIST" / "raw", zipped=False)
     write_mnist(home / "fashion_mnist" / "FashionMNIST" / "raw", zipped=True)
     make(home / "image_folder", n=8)
+    write_table(home / "tabular" / "train.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         write_cifar(home / "cifar10", "CIFAR10", patch)

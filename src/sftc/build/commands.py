@@ -190,6 +190,8 @@ def _evaluate(cfg: Config, run: Run) -> None:
         _, metrics, classes = lab.measure(lab.restore(), split)
         known, remark = _stored_metrics(run, data, split) if not cfg.get("data") else (None, "")
     report.show(*report.skipped(data.skipped))
+    if cfg.get("data") and not cfg.get("quiet"):
+        report.show(*data.notes)
     if cfg.get("quiet"):
         report.show(*(f"{name} {value:.6g}" for name, value in metrics.items()))
         return
@@ -201,7 +203,7 @@ def _evaluate(cfg: Config, run: Run) -> None:
 
 def _data_for(node: Config, facts: Facts) -> Data:
     """A data set of the same classes as the run's, its inputs scaled as they were in training."""
-    data = datasets.build(node, model_size=facts.shape[-1] if len(facts.shape) == 3 else None)
+    data = datasets.build(node, model_size=facts.shape[-1] if len(facts.shape) == 3 else None, like=facts)
     if data.kind != facts.kind or data.class_names != facts.class_names:
         mine, theirs = ", ".join(facts.class_names[:5]), ", ".join(data.class_names[:5])
         raise Refused(f"data={data.name} has other classes ({theirs}, ...) than the run learned ({mine}, ...)")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftc import columns
 from sftc.data import Data
 from sftc.errors import Refused
 from sftc.store import Run
@@ -76,6 +77,8 @@ class Facts:
             raise ValueError(f"kind {self.kind}, {self.out_dim} classes")
         if self.form.kind != Form.KINDS.get(len(self.shape)) or not all(1 <= n <= LARGEST for n in self.shape):
             raise ValueError(f"{self.form.kind} rows of shape {list(self.shape)}")
+        if len(self.shape) == 1:
+            columns.read(self.form.about, self.shape[0])
         inputs = self.shape[0] if len(self.shape) == 1 else None
         outputs = self.out_dim if self.kind == "values" else None
         wanted = {"input_mean": inputs, "input_std": inputs, "target_mean": outputs, "target_std": outputs}

@@ -41,8 +41,9 @@ def check(cfg: Config) -> None:
     choose("tracker", cfg["tracker"]["name"], track.TRACKERS)
     _check_ending(cfg["loss"]["name"], cfg["model"])
     kind = datasets.READERS[cfg["data"]["name"]].kind or cfg["data"]["kind"]
-    fitting_loss(cfg["loss"]["name"], kind)
-    fitting_monitor(cfg["monitor"], kind)
+    if kind in TASKS:  # else the data will say
+        fitting_loss(cfg["loss"]["name"], kind)
+        fitting_monitor(cfg["monitor"], kind)
     if cfg["max_steps"] is None and cfg["epochs"] < 1:
         raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
 

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
-from sftc.data import bundled, classics, folder
+from sftc.data import bundled, classic_tables, classics, folder, tabular
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
 from sftc.data.split import Raw, chosen, splits, weights
@@ -26,7 +26,7 @@ __all__ = ["READERS", "Augment", "Data", "Split", "Table", "build", "check"]
 class Reader:
     """How a data set is opened, and what is known before."""
 
-    __slots__ = ("images", "kind", "locate", "open")
+    __slots__ = ("check", "images", "kind", "locate", "open")
 
     def __init__(
         self,
@@ -34,22 +34,28 @@ class Reader:
         kind: str | None = "classes",
         images: bool = True,
         locate: Callable[[str | None], object] | None = None,
+        check: Callable[[Mapping[str, Any]], None] = lambda own: None,
     ) -> None:
         self.open = open  # its keyword arguments are its keys in the YAML
         self.kind = kind  # None: the key `kind` says
         self.images = images
         self.locate = locate  # refuses a root without the files
+        self.check = check  # refuses values of its own keys
 
 
 READERS = {
     "digits": Reader(bundled.digits),
-    "diabetes": Reader(bundled.diabetes, "values", images=False),
+    "breast_cancer": Reader(classic_tables.breast_cancer, images=False),
+    "wine": Reader(classic_tables.wine, images=False),
+    "iris": Reader(classic_tables.iris, images=False),
+    "diabetes": Reader(classic_tables.diabetes, "values", images=False),
     "mnist": Reader(classics.mnist, locate=classics.locate_mnist),
     "fashion_mnist": Reader(classics.fashion_mnist, locate=classics.locate_fashion),
     "cifar10": Reader(classics.cifar10, locate=classics.locate_cifar),
     "cifar100": Reader(classics.cifar100, locate=classics.locate_cifar100),
     "image_folder": Reader(folder.image_folder, locate=folder.locate),
     "fake": Reader(bundled.fake, None),
+    "tabular": Reader(tabular.tabular, None, images=False, locate=tabular.locate, check=tabular.check),
 }
 
 # The keys every data set has, with their defaults; conf/data/_base.yaml describes them.
@@ -81,17 +87,19 @@ def check(spec: Mapping[str, Any]) -> None:
     """
     reader, own, common = _parse(spec)
     _check_common(reader, own, common, str(spec["name"]))
+    reader.check(own)
     _check_augment(reader, own, common)
     if reader.locate is not None and not common["download"]:
         reader.locate(common["root"])
 
 
-def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
+def build(spec: Mapping[str, Any], *, model_size: int | None = None, like: Any = None) -> Data:
     """Open a data set.
 
     Args:
         spec: the `data` group as plain types; keys left out have the defaults of conf/data.
         model_size: the largest model input of the run, where it is known: what data.size=auto may choose.
+        like: facts of a run whose model will read the rows: a table is told its way, not the way its own rows suggest.
 
     Raises:
         Refused: see `check`; also classes that differ between splits, a split with no rows, an unknown class,
@@ -101,7 +109,11 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None) -> Data:
     reader, own, common = _parse(spec)
     takes = inspect.signature(reader.open).parameters
     size = None if common["size"] == "auto" else int(common["size"])
-    given = {k: common[k] for k in ("root", "download", "on_error")} | {"size": size, "model_size": model_size}
+    given = {k: common[k] for k in ("root", "download", "on_error")} | {
+        "size": size,
+        "model_size": model_size,
+        "like": like,
+    }
     raw = reader.open(**own, **{k: v for k, v in given.items() if k in takes})
     if size is not None and "size" not in takes:
         raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
@@ -128,7 +140,7 @@ def _parse(spec: Mapping[str, Any]) -> tuple[Reader, dict[str, Any], dict[str, A
     if "name" not in spec:
         raise Refused(f"data.name is missing (one of: {', '.join(READERS)})")
     reader = READERS[choose("data", str(spec["name"]), READERS)]
-    takes = set(inspect.signature(reader.open).parameters) - COMMON.keys() - {"model_size"}
+    takes = set(inspect.signature(reader.open).parameters) - COMMON.keys() - {"model_size", "like"}
     own = {k: v for k, v in spec.items() if k in takes}
     for key in spec.keys() - takes - COMMON.keys() - {"name"}:
         raise Refused(f"data.{key} is not known for data={spec['name']}{nearest(key, [*takes, *COMMON])}")

@@ -1,4 +1,4 @@
-"""Data that need no download: scikit-learn's digits and diabetes, and fake pictures of three kinds."""
+"""Data that need no download: scikit-learn's digits, and fake pictures of three kinds."""
 
 from __future__ import annotations
 
@@ -36,15 +36,6 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     return load_digits(return_X_y=True)  # type: ignore[return-value]
-
-
-def diabetes() -> Raw:
-    """442 patients, 10 measurements, disease progression a year later (Efron et al. 2004)."""
-    from sklearn.datasets import load_diabetes
-
-    inputs, target = load_diabetes(return_X_y=True)
-    table = ArrayTable(torch.from_numpy(inputs).float(), torch.from_numpy(target).float().view(-1, 1))
-    return Raw("values", ["progression"], {"train": lambda: table})
 
 
 KINDS = ("classes", "labels", "values")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sftc.columns import coded
 from sftc.data import source as sources
 from sftc.data.augment import VERSION, Augment
 from sftc.data.skips import Lost, Skips
@@ -54,6 +55,7 @@ class ArrayTable:
         self.target = target
         self.shape = tuple(inputs.shape[1:])
         self.nbytes = inputs.numel() * inputs.element_size()
+        self.about: dict[str, Any] = {}
         self._fingerprint: str | None = None
 
     def read(self, rows: Tensor, lost: Lost | None = None) -> Tensor:
@@ -171,9 +173,11 @@ class Data:
         elif self.kind == "labels":
             self.class_counts = torch.nan_to_num(target).sum(0).long()
         else:
-            self.target_mean, self.target_std = _moments(target[~target.isnan().any(1)])
+            self.target_mean, self.target_std = _moments(target)
         if len(self.shape) == 1:
-            self.input_mean, self.input_std = _moments(table.read(rows))
+            mean, std = _moments(table.read(rows))
+            codes = coded(self.form.about, len(mean))
+            self.input_mean, self.input_std = mean.masked_fill(codes, 0.0), std.masked_fill(codes, 1.0)
 
     @property
     def fingerprint(self) -> str:
@@ -275,7 +279,12 @@ class Data:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the first dimension, float32; a constant column has deviation 1."""
+    """Mean and standard deviation over the first dimension, float32, of what is there: NaN counts nothing.
+
+    A constant column has deviation 1, an empty one mean 0 and deviation 1.
+    """
     x = x.double()
-    std = x.std(0, unbiased=False)
-    return x.mean(0).float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+    mean = torch.nan_to_num(x.nanmean(0))
+    std = torch.nan_to_num((x - mean).square().nanmean(0)).sqrt()
+    tiny = std <= 1e-12 * mean.abs()  # a constant whose mean was rounded
+    return mean.float(), torch.where((std > 0) & ~tiny, std, 1.0).float()

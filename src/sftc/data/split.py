@@ -173,6 +173,8 @@ def splits(
             rows["train"], train.target, val_share, split_seed, random.SPLIT_VAL, what="val"
         )
         raw.notes.append(f"val: {val_share:g} of the training rows, by split_seed={split_seed}")
+    if (fit := getattr(train, "fit", None)) is not None:  # before classes and limit: it is the same for all of them
+        fit(rows["train"])
 
     def load(name: str) -> tuple[Table, Tensor, Tensor]:
         table = train if name in rows else raw.tables[name]()

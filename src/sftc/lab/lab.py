@@ -24,7 +24,7 @@ from sftc.lab.settings import Settings, Watch
 from sftc.loop import Fit, Fitted
 from sftc.losses import Truth
 from sftc.metrics import Agreement
-from sftc.models import Follower
+from sftc.models import Follower, adapt
 from sftc.models.adapt import Adapted, between
 from sftc.objective import Learner, Live, Objective
 from sftc.stop import Stopper
@@ -147,13 +147,13 @@ class Lab:
         mine, theirs = self.facts, home.facts
         if mine.kind != theirs.kind:
             raise Refused(f"teacher {home.run.path} learned {theirs.kind}; the data holds {mine.kind}")
-        if len(mine.shape) != len(theirs.shape) or mine.shape[0] not in (
-            theirs.shape[0],
-            1 if len(mine.shape) > 1 else 0,
-        ):
+        pictures = len(mine.shape) > 1
+        if len(mine.shape) != len(theirs.shape) or (pictures and mine.shape[0] not in (theirs.shape[0], 1)):
             raise Refused(f"teacher {home.run.path} learned rows of shape {theirs.shape}; the data's are {mine.shape}")
+        inputs = adapt.rows(mine, theirs, f"teacher {home.run.path}")
+        if more := adapt.ignored(mine, theirs):
+            self.watch.say(f"teacher {home.run.path} never saw {', '.join(more)}, and answers without")
         model = home.restore()
-        inputs = between(_pair(mine, "input"), _pair(theirs, "input"))
         units = _pair(theirs, "target")
         if units is not None and columns is not None:
             units = units[0][columns], units[1][columns]

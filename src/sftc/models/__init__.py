@@ -13,13 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from sftc.errors import Refused, choose
-from sftc.models import cifar, follower, heads, hub, keys, own, weights
+from sftc.models import cifar, follower, heads, hub, keys, own, tabular, weights
 from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
 from sftc.types import Form
 
 FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, "follower": follower}
-FAMILIES |= dict.fromkeys(hub.HUBS, hub)
+FAMILIES |= dict.fromkeys(hub.HUBS, hub) | dict.fromkeys(tabular.NETS, tabular)
 
 # What the rows of each kind are called, the model to take for them, and who reads them besides pictures.
 ROWS = {"picture": "pictures", "table": "rows of numbers", "text": "texts", "sound": "sounds"}
@@ -28,6 +28,7 @@ READS = {
     "mlp": ("picture", "table"),
     "linear": ("picture", "table"),
     "follower": tuple(ROWS),  # whatever its leaders read
+    **dict.fromkeys(tabular.NETS, ("table",)),
 }
 
 

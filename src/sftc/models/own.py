@@ -13,6 +13,7 @@ from torch import nn
 
 from sftc.errors import Refused, nearest
 from sftc.models import heads, keys
+from sftc.models.entry import Entry
 from sftc.models.size import LEAST
 from sftc.models.vision import GREY, Vision, prepare
 from sftc.types import Form
@@ -108,7 +109,7 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     check(spec)
     family, rest, facts, shape = spec["family"], keys.rest(spec), {"pretrained": "no"}, form.shape
     if form.kind == "table":
-        return Vision(nn.Identity(), NETS[family](shape, out_dim, **rest), ["net.head"], facts)
+        return Vision(nn.Identity(), _of_table(family, rest, out_dim, form), ["net.head"], facts)
     if spec.get("head") == "conv" and "hidden" in rest:
         rest["hidden"] = []  # they would go again
     channels, height, width = shape
@@ -123,6 +124,15 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
 def unpool(_spec: Mapping[str, Any], net: nn.Module) -> str:
     """Make a net give its last map; -> the path of what gives it. Raises Refused: it has none."""
     return heads.cut(net, "flatten")
+
+
+def _of_table(family: str, rest: Mapping[str, Any], out_dim: int, form: Form) -> nn.Module:
+    """The net on rows as they are; where cells may be missing or are codes, on what those become first."""
+    entry = Entry(form, onehot=family == "linear")
+    if entry.cells.plain:
+        return NETS[family](form.shape, out_dim, **rest)
+    net = NETS[family]((entry.width,), out_dim, **rest)
+    return nn.Sequential(OrderedDict(entry=entry, **dict(net.named_children())))
 
 
 def _dense(width_in: int, width: int, dropout: float, batch_norm: bool) -> nn.Sequential:

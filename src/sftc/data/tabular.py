@@ -1,0 +1,307 @@
+"""Tables in files: a column or some are to be predicted, the others are what is known.
+
+How columns are told as numbers is settled on the training rows before data.limit and data.classes, and kept in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sftc.columns import CODED, KINDS, LARGEST, Column, told
+from sftc.columns import read as read_columns
+from sftc.data.cells import Cells, ordered
+from sftc.data.frames import SEPARATORS, frame, is_table
+from sftc.data.leaks import leaks
+from sftc.data.rows import ArrayTable
+from sftc.data.split import Raw
+from sftc.errors import Refused, choose, nearest
+
+TARGETS = ("target", "label", "class", "y")  # what is predicted where nobody says
+FEW = 20  # whole numbers of at most so many values are classes
+HOLD = 0.5  # bytes of free memory a table may take: its share
+SPLITS = ("train", "val", "test")
+
+
+def locate(root: str | None) -> dict[str, Path]:
+    """The file of each split: one file is all rows, a folder holds train.csv and perhaps val.csv and test.csv.
+
+    Raises:
+        Refused: there is none.
+    """
+    if root is None:
+        raise Refused("data=tabular needs data.root=FILE, a csv or parquet file, or a folder with train.csv in it")
+    path = Path(root).expanduser()
+    if path.is_file():
+        if not is_table(path):
+            raise Refused(f"data.root={root} is no table: its name should end in .csv, .tsv, .txt (.gz) or .parquet")
+        return {"train": path}
+    if not path.is_dir():
+        raise Refused(f"data.root={root} is neither a file nor a folder")
+    files = {f.name.partition(".")[0]: f for f in sorted(path.iterdir()) if f.is_file() and is_table(f)}
+    found = {split: files[split] for split in SPLITS if split in files}
+    if "train" not in found:
+        some = f"; it holds {', '.join(sorted(f.name for f in files.values()))[:80]}: name one of them" if files else ""
+        raise Refused(f"data.root={root} has no train.csv{some}")
+    return found
+
+
+def check(own: Mapping[str, Any]) -> None:
+    """What can be refused without a file. Raises Refused: a kind that is none."""
+    choose("data.kind", own.get("kind", "auto"), ("auto", "classes", "labels", "values"))
+    choose("data.separator", own.get("separator", "auto"), ("auto", *SEPARATORS))
+    for name, kind in (own.get("columns") or {}).items():
+        choose(f"data.columns.{name}", str(kind), (*KINDS, "drop"))
+
+
+def tabular(
+    *,
+    root: str,
+    target: str | Sequence[str] | None = None,
+    drop: Sequence[str] | None = None,
+    kind: str = "auto",
+    columns: Mapping[str, str] = {},
+    separator: str = "auto",
+    categories: int = 1000,
+    buckets: int = 1024,
+    like: Any = None,
+) -> Raw:
+    """A table of mixed columns; see conf/data/tabular.yaml for the keys.
+
+    Args:
+        like: facts of a run (`kind`, `class_names`, `form`): rows and targets are told as that run learned them.
+
+    Raises:
+        Refused: a column that is not there, that mixes numbers and words, or targets that are none.
+    """
+    files, columns = locate(root), dict(columns)
+    read = {"train": frame(files["train"], separator)}
+    names = list(read["train"].columns)
+    listed = [target] if isinstance(target, str) else list(target or [])
+    notes: list[str] = []
+    if not listed:
+        listed = [next((n for n in names if n.lower() in TARGETS), names[-1])]
+        notes.append(f"target: column {listed[0]} (data.target says another)")
+    for key, wanted in (("target", listed), ("drop", drop or []), ("columns", columns)):
+        for name in wanted:
+            if name not in names and not (like is not None and key != "target"):
+                raise Refused(f"data.{key}: no column {name}{nearest(name, names)} (columns: {_some(names)})")
+    goal = Goal.found({n: Cells(n, read["train"][n]) for n in listed}, kind, like, notes)
+    plan = Plan([n for n in names if n not in (*listed, *(drop or []))], columns, categories, buckets, notes, like)
+
+    def load(split: str) -> Table:
+        table = read.pop(split, None)
+        table = frame(files[split], separator) if table is None else table
+        if lacking := [n for n in listed if n not in table.columns]:
+            raise Refused(f"{files[split]} has no column {lacking[0]}, which is the target")
+        cells = {str(n): Cells(str(n), table[n]) for n in table.columns}
+        return Table(cells, goal.read(cells), plan, files[split])
+
+    first = load("train")
+    tables: dict[str, Callable[[], Any]] = {"train": lambda: first}
+    tables |= {split: lambda split=split: load(split) for split in files if split != "train"}
+    return Raw(goal.kind, goal.names, tables, notes)
+
+
+class Goal:
+    """What is predicted: its kind, and the names of its classes, labels or values.
+
+    Args:
+        columns: of the target.
+    """
+
+    def __init__(self, kind: str, columns: list[str], names: list[str]) -> None:
+        self.kind, self.columns, self.names = kind, columns, names
+
+    @classmethod
+    def found(cls, cells: dict[str, Cells], kind: str, like: Any, notes: list[str]) -> Goal:
+        """The kind of the target columns, where it is not said. Raises Refused: they are of no kind."""
+        columns = list(cells)
+        if like is not None:
+            return cls(like.kind, columns, like.class_names)
+        if kind == "auto":
+            kind, why = _kind(cells)
+            notes.append(f"kind: {kind}, {why} (data.kind says another)")
+        if kind != "classes":
+            return cls(kind, columns, columns)
+        if len(columns) > 1:
+            raise Refused(f"data.kind=classes has one target, not {len(columns)}: {', '.join(columns)}")
+        (only,) = cells.values()
+        names = ordered(only.words[only.known])
+        if len(names) < 2:
+            raise Refused(f"target {only.name} has {len(names)} different values: there is nothing to tell apart")
+        if len(names) > max(FEW, len(only.known) // 2):
+            raise Refused(
+                f"target {only.name} has {len(names)} classes in {len(only.known)} rows; set data.kind=values"
+            )
+        return cls(kind, columns, names)
+
+    def read(self, cells: dict[str, Cells]) -> Tensor:
+        """[n] classes, or [n, K]; unknown where the cell is missing. Raises Refused: a cell that is none of them."""
+        if self.kind == "classes":
+            only = cells[self.columns[0]]
+            number = {name: i for i, name in enumerate(self.names)}
+            if strange := sorted(set(only.words[only.known]) - number.keys()):
+                row = next(i for i, w in enumerate(only.words) if w == strange[0])
+                raise Refused(
+                    f"target {only.name} says {strange[0][:40]!r} in row {row}, which is no class of the run or of "
+                    f"train.csv (classes: {_some(self.names)})"
+                )
+            return torch.tensor([-1 if w is None else number[w] for w in only.words])
+        return torch.from_numpy(np.stack([self._values(cells[n]) for n in self.columns], 1)).float()
+
+    def _values(self, cells: Cells) -> np.ndarray:
+        values = cells.numbers.copy()
+        minus = np.array([w is not None and w.startswith("-") for w in cells.words])
+        values[cells.infinite] = np.where(minus, -np.inf, np.inf)[cells.infinite]  # to be refused
+        if self.kind == "labels":
+            values = np.where(np.isnan(values), cells.booleans, values)
+        odd = np.flatnonzero(np.isnan(values) & cells.known)
+        if len(odd):
+            what = "0, 1, yes or no" if self.kind == "labels" else "a number"
+            raise Refused(f"target {cells.name} says {str(cells.words[odd[0]])[:40]!r} in row {odd[0]}: not {what}")
+        return values
+
+
+def _kind(cells: dict[str, Cells]) -> tuple[str, str]:
+    """What the targets are, and why."""
+    numeric = all(not np.isnan(c.numbers[c.known & ~c.infinite]).any() for c in cells.values())
+    if len(cells) > 1:
+        binary = all(
+            set(c.words[c.known]) <= {"0", "1"} or not np.isnan(c.booleans[c.known]).any() for c in cells.values()
+        )
+        return ("labels", "several columns of 0 and 1") if binary else ("values", "several columns of numbers")
+    (only,) = cells.values()
+    values = only.numbers[only.known]
+    different = len(set(only.words[only.known]))
+    if not numeric:
+        return "classes", f"{different} different words"
+    if different <= FEW and not np.isnan(values).any() and (values == np.rint(values)).all():
+        return "classes", f"{different} different whole numbers"
+    return "values", f"{different} different numbers"
+
+
+class Plan:
+    """How the columns of a table are told as numbers, once it has seen the training rows."""
+
+    def __init__(
+        self, names: list[str], kinds: dict[str, str], categories: int, buckets: int, notes: list[str], like: Any
+    ) -> None:
+        self.names, self.kinds, self.categories, self.buckets, self.notes = names, kinds, categories, buckets, notes
+        self.columns: list[Column] = read_columns(like.form.about, like.form.shape[0]) if like is not None else []
+        self.fixed = like is not None
+        if self.fixed and not self.columns:
+            raise Refused("the run did not learn from a table with named columns: data=tabular cannot be read its way")
+
+    def fit(self, table: Table, rows: np.ndarray) -> None:
+        """Settle it by these rows. Raises Refused: a column mixes numbers and words, or none is left."""
+        if self.fixed:
+            names = {c.name for c in self.columns}
+            if more := [n for n in self.names if n not in names]:
+                self.notes.append(f"columns the run never saw, ignored: {_some(more)}")
+            return
+        left: dict[str, list[str]] = {}
+        for name in self.names:
+            column = self._column(table.cells[name], rows, left)
+            if column is not None:
+                self.columns.append(column)
+        for why, those in left.items():
+            self.notes.append(f"columns {why}: {_some(those)}")
+        if not self.columns:
+            raise Refused("no column is left to predict from")
+        target = table.target[rows]
+        if unknown := int((target < 0).sum() if target.ndim == 1 else target.isnan().any(1).sum()):
+            self.notes.append(f"{unknown} of {len(rows)} training rows do not say the target: they count as unlabelled")
+        self.notes += leaks(table.encoded(self.columns, rows), self.columns, target)
+
+    def _column(self, cells: Cells, rows: np.ndarray, left: dict[str, list[str]]) -> Column | None:
+        """The column, or None if it is left out; `left` takes why, for a note."""
+        said = self.kinds.get(cells.name)
+        kind = said or cells.kind(rows, self.categories)
+        there = rows[cells.known[rows]]
+        if kind in ("drop", "empty", "label"):
+            why = {"empty": "without a value, left out", "label": "with another word in every row, left out"}
+            if kind != "drop":
+                left.setdefault(why[kind], []).append(cells.name)
+            return None
+        missing = len(there) < len(rows)
+        if kind not in CODED:
+            values = cells.read_as(kind)[rows]
+            if np.isnan(values).all():
+                raise Refused(f"data.columns.{cells.name}={kind}: no training row holds one")
+            if said is None and (values == np.rint(values)).all() and (values - values[0] == rows - rows[0]).all():
+                left.setdefault("that only count rows, left out", []).append(cells.name)
+                return None
+            if np.nanmin(values) == np.nanmax(values):
+                left.setdefault("with one value in all training rows, which tell nothing", []).append(cells.name)
+            return Column(cells.name, kind, bool(np.isnan(values).any()))
+        if kind == "hash":
+            left.setdefault(f"of many different words, hashed to {self.buckets} numbers", []).append(cells.name)
+            return Column(cells.name, kind, missing, buckets=self.buckets)
+        words = ordered(cells.words[there])
+        if len(words) >= LARGEST:
+            raise Refused(f"column {cells.name} has {len(words):,} categories, more than memory has room for: =hash")
+        if len(words) == 1:
+            left.setdefault("with one value in all training rows, which tell nothing", []).append(cells.name)
+        return Column(cells.name, kind, missing, words)
+
+
+class Table(ArrayTable):
+    """A table whose rows are float32 [D]: numbers, days, 0 and 1 (NaN: missing), and codes (0: missing or unseen)."""
+
+    def __init__(self, cells: dict[str, Cells], target: Tensor, plan: Plan, path: Path) -> None:
+        self.cells, self.target, self.plan, self.path = cells, target, plan, path
+        self._inputs: Tensor | None = None
+        self._fingerprint = None
+
+    def fit(self, rows: Tensor) -> None:
+        """Settle how columns are told by these training rows; called once, before anything is read."""
+        self.plan.fit(self, rows.numpy())
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return told(self.plan.columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.plan.columns),)
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return 4 * len(self.target) * len(self.plan.columns)
+
+    @property
+    def inputs(self) -> Tensor:  # type: ignore[override]
+        if self._inputs is None:
+            self._inputs = self.encoded(self.plan.columns)
+            self.cells = {}  # the words are no longer needed
+        return self._inputs
+
+    def encoded(self, columns: list[Column], rows: np.ndarray | None = None) -> Tensor:
+        """[n, D] float32. Raises Refused: a column is missing."""
+        out = np.empty((len(self.target), len(columns)), dtype=np.float32)
+        for j, column in enumerate(columns):
+            if column.name not in self.cells:
+                near = nearest(column.name, list(self.cells))
+                raise Refused(f"{self.path} has no column {column.name}, which the model reads{near}")
+            cells = self.cells[column.name]
+            out[:, j] = cells.coded(column) if column.coded else cells.read_as(column.kind)
+            self._note_odd(column, cells, out[:, j])
+        return torch.from_numpy(out if rows is None else out[rows])
+
+    def _note_odd(self, column: Column, cells: Cells, values: np.ndarray) -> None:
+        odd = np.flatnonzero(np.isnan(values) & cells.known) if not column.coded else []
+        if len(odd):
+            said = f"column {column.name}: {len(odd)} cells are not {column.kind} and count as missing "
+            note = said + f"(row {odd[0]}: {str(cells.words[odd[0]])[:40]!r})"
+            if note not in self.plan.notes:
+                self.plan.notes.append(note)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

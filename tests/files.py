@@ -64,14 +64,16 @@ def make(root: Path, splits=("train", "val", "test"), classes=("cat", "dog"), n:
     return root
 
 
-def write_table(path: Path, n: int = 300, kind: str = "classes") -> Path:
-    """A csv of mixed columns with gaps; `y` is one of three words, or what they stand for as a number."""
+def write_table(path: Path, n: int = 300) -> Path:
+    """A csv of mixed columns with gaps, and four that can be predicted: a word, a number, and two of 0 and 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["size,city,open,day,id,y"]
+    lines = ["size,city,open,day,id,word,value,hot,dry"]
     for i in range(n):
-        size, city = "" if i % 7 == 0 else f"{i * 37 % 101}.5", "Bonn Oslo Rome".split()[i * 5 % 11 % 3]
-        value = (i * 37 % 101) / 50 + i * 5 % 11 % 3
-        y = f"{value + i * 13 % 17 / 100:.3f}" if kind == "values" else "low mid high".split()[min(2, int(value / 1.4))]
-        lines.append(f"{size},{city},{'yes' if i % 3 else 'no'},2024-0{1 + i % 9}-1{i % 10},u{i * 7 % 29},{y}")
+        place, size = i * 5 % 11 % 3, i * 37 % 101
+        cells = ["" if i % 7 == 0 else f"{size}.5", ["Bonn", "Oslo", "Rome"][place], "yes" if i % 3 else "no"]
+        cells += [f"2024-0{1 + i % 9}-1{i % 10}", f"u{i * 7 % 29}"]
+        value = size / 50 + place + i * 13 % 17 / 100
+        cells += [["low", "mid", "high"][min(2, int(value / 1.4))], f"{value:.3f}", f"{size // 51}", f"{place // 2}"]
+        lines.append(",".join(cells))
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -29,6 +29,11 @@ Row = dict[str, str]  # group -> option
 # Options that are several things in one, or that need a word more.
 VARIANTS = {
     ("data", "fake"): ["fake", "fake data.kind=labels", "fake data.kind=values"],
+    ("data", "tabular"): [
+        "tabular data.target=word data.drop=[value,hot,dry]",
+        "tabular data.target=value data.drop=[word,hot,dry]",
+        "tabular data.target=[hot,dry] data.drop=[word,value]",
+    ],
     ("loss", "nll"): ["nll model.log_softmax=true"],
     **{("semi", name): [f"{name} data.unlabeled=0.5"] for name in ("pseudo", "fixmatch", "mean_teacher")},
 }
@@ -50,12 +55,13 @@ def options() -> dict[str, list[str]]:
 
 
 OPTIONS = options()
-VALUES = {"diabetes", "fake data.kind=values"}
-LABELS = {"fake data.kind=labels"}
+CSV = VARIANTS["data", "tabular"]
+VALUES = {"diabetes", "fake data.kind=values", CSV[1]}
+LABELS = {"fake data.kind=labels", CSV[2]}
 CLASSES = set(OPTIONS["data"]) - VALUES - LABELS
 NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
-TABLES = {"breast_cancer", "diabetes", "iris", "tabular", "wine"}
+TABLES = {"breast_cancer", "diabetes", "iris", "wine", *CSV}
 FOR_TABLES = {"dcn", "fm", "ft_transformer", "tab_resnet"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
@@ -160,7 +166,7 @@ def smoke(row: Row, roots: dict[str, Path], out: Path) -> Run:
     overrides = ["debug=smoke", "quiet=true", "device.threads=1"]
     overrides += [f"{group}={option}" for group, text in row.items() for option in text.split()[:1]]
     overrides += [word for text in row.values() for word in text.split()[1:]]
-    if (root := roots.get(row.get("data", ""))) is not None:
+    if (root := roots.get(row.get("data", "").split(" ")[0])) is not None:
         overrides.append(f"data.root={root}")
     cfg = compose.check_all("train", overrides, DIRS, sweep=False).values
     build.check(cfg)

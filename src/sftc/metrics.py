@@ -6,6 +6,7 @@ must not pile up.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from sftc.types import Metrics
 
 PIECE = 1 << 16  # scored positions handed to torchmetrics at once
+RANKED = 32  # classes whose scores are ranked for auc without being asked
 
 
 class _Pieces:
@@ -72,7 +74,13 @@ class _Pieces:
 
 
 class ClassMeter(_Pieces):
-    """accuracy, top5 (C > 5), macro f1, ece (15 bins), nll, brier, loss; per class: precision, recall, f1, rows."""
+    """accuracy, top5 (C > 5), macro f1, auc, ece (15 bins), nll, brier, loss; per class: precision, recall, f1, rows.
+
+    auc is the area under the ROC curve; of more than two classes the mean over each against all others that occurs. It
+    keeps all scores: not for one answer per position, nor for more than RANKED classes unless it is the monitor.
+    """
+
+    dense = False
 
     def make(self) -> dict[str, Any]:
         from torchmetrics.classification import (
@@ -89,6 +97,8 @@ class ClassMeter(_Pieces):
             "f1": MulticlassF1Score(average="macro", **plain),
             "ece": MulticlassCalibrationError(n_bins=15, norm="l1", **plain),
         }
+        if not self.dense and (c <= RANKED or self.task.monitor == "auc"):
+            out["auc"] = _Area(c)
         if c > 5:
             out["top5"] = MulticlassAccuracy(average="micro", top_k=5, **plain)
         if self.full:
@@ -99,6 +109,7 @@ class ClassMeter(_Pieces):
         w = self.weights(target, weight)
         self.add("loss", self.task.loss(logits, target), w * self.task.weight(target))
         if logits.ndim > 2:
+            self.dense = True
             logits, target, w = logits.movedim(1, -1).flatten(0, -2), target.flatten(), w.flatten()
         scores = self.task.scores(logits)
         log_p = torch.log_softmax(logits.double(), 1)
@@ -128,6 +139,30 @@ class ClassMeter(_Pieces):
                 "rows": int(support[i]),
             }
         return out
+
+
+class _Area:
+    """Area under the ROC curve by torchmetrics, over the classes of which there are rows, and rows of others."""
+
+    def __init__(self, classes: int) -> None:
+        from torchmetrics.classification import BinaryAUROC, MulticlassAUROC
+
+        self.two = classes == 2
+        self.there = torch.zeros(classes, dtype=torch.bool)
+        plain = {"validate_args": False}
+        self.area = BinaryAUROC(**plain) if self.two else MulticlassAUROC(classes, average=None, **plain)
+
+    def update(self, scores: Tensor, target: Tensor) -> None:
+        self.there[target.unique()] = True
+        self.area.update(scores[:, 1] if self.two else scores, target)
+
+    def compute(self) -> Tensor:
+        if self.there.sum() < 2:
+            return torch.tensor(torch.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a class without rows, which is left out here
+            area = self.area.compute()
+        return area if self.two else area[self.there].mean()
 
 
 class LabelMeter(_Pieces):
@@ -161,24 +196,46 @@ class LabelMeter(_Pieces):
 
 
 class ValueMeter(_Pieces):
-    """r2 (mean over outputs), mae, rmse in the data's own units; loss in standard ones."""
+    """r2 (mean over outputs), mae, rmse in the data's own units; loss in standard ones; per output: r2, mae, rmse.
+
+    Of quantiles the middle ones are compared with the truth so, and `coverage` is the share of the truth that lies
+    between the lowest and the highest; per output, the share that lies below it.
+    """
 
     def make(self) -> dict[str, Any]:
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
         # float64: r2 subtracts two large sums where targets lie far from zero.
-        return {
-            "r2": R2Score().set_dtype(torch.float64),
-            "mae": MeanAbsoluteError().set_dtype(torch.float64),
-            "rmse": MeanSquaredError(squared=False).set_dtype(torch.float64),
+        out: dict[str, Any] = {
+            "r2": R2Score(),
+            "mae": MeanAbsoluteError(),
+            "rmse": MeanSquaredError(squared=False),
         }
+        if self.full:
+            k = len(self.task.middle)
+            out["_r2"] = R2Score(multioutput="raw_values")
+            out["_mae"] = MeanAbsoluteError(num_outputs=k)
+            out["_rmse"] = MeanSquaredError(squared=False, num_outputs=k)
+        return {name: module.set_dtype(torch.float64) for name, module in out.items()}
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         w = self.weights(target, weight)
         self.add("loss", self.task.loss(logits, target), w)
         keep = (w > 0) & ~target.isnan().any(1)
         self.seen += int(keep.sum())
-        self.hold(self.task.scores(logits)[keep].double(), target[keep].double())
+        scores, true = self.task.scores(logits)[keep].double(), target[keep].double()
+        middle = self.task.middle
+        self.hold(scores[:, middle], true[:, middle])
+        if count := len(self.task.quantiles):
+            low, high = scores[:, ::count], scores[:, count - 1 :: count]
+            inside = (low <= true[:, ::count]) & (true[:, ::count] <= high)
+            if count > 1:
+                self.add("coverage", inside.double().mean(1), torch.ones_like(inside[:, 0]))
+            for i, name in enumerate(self.task.classes):
+                self.add(f"_{name}", (true[:, i] <= scores[:, i]).double(), torch.ones_like(true[:, i]))
+
+    def means(self) -> Metrics:
+        return {k: v for k, v in super().means().items() if not k.startswith("_")}
 
     def compute(self) -> Metrics:
         self.flush()
@@ -189,7 +246,16 @@ class ValueMeter(_Pieces):
         return super().compute()
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        return {}
+        """Name -> r2, mae, rmse of each of several outputs, or coverage of each quantile. Needs a full meter."""
+        self.flush()
+        assert self.modules is not None
+        if self.task.quantiles:
+            every = super().means()
+            return {name: {"coverage": every[f"_{name}"]} for name in self.task.classes if f"_{name}" in every}
+        if self.seen < 2 or self.task.out_dim < 2:
+            return {}
+        columns = {m: self.modules[f"_{m}"].compute().flatten().tolist() for m in ("r2", "mae", "rmse")}
+        return {name: {m: v[i] for m, v in columns.items()} for i, name in enumerate(self.task.classes)}
 
 
 class Agreement:

@@ -108,11 +108,12 @@ def _others(row: list[float | None], i: int) -> float | None:
 
 def per_class(table: dict[str, dict[str, float]]) -> Table:
     out = Table(box=None, pad_edge=False)
-    out.add_column("class")
-    for name in ("precision", "recall", "f1", "rows"):
+    columns = list(next(iter(table.values())))
+    out.add_column("output" if "precision" not in columns else "class")
+    for name in columns:
         out.add_column(name, justify="right")
     for name, row in table.items():
-        out.add_row(printable(name), *(_number(row[k]) for k in ("precision", "recall", "f1", "rows")))
+        out.add_row(printable(name), *(_number(row[k]) for k in columns))
     return out
 
 

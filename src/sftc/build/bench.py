@@ -38,9 +38,10 @@ class Bench:
         self._data: dict[str, Data] = {}
 
     def data(self, cfg: Config) -> Data:
-        key = repr(sorted(cfg["data"].items()))
+        key = _key(cfg)
         if key not in self._data:
-            self._data[key] = datasets.build(cfg["data"], model_size=parts.largest_input(cfg))
+            quantiles = cfg["loss"].get("quantiles")
+            self._data[key] = datasets.build(cfg["data"], model_size=parts.largest_input(cfg), quantiles=quantiles)
         return self._data[key]
 
     def lab(
@@ -115,7 +116,7 @@ class Bench:
         stored["model"] = parts.resolve_model(cfg["model"], first)
         stored["strategy"] = parts.resolve_strategy(cfg["strategy"])
         stored["device"] = self.device.resolved()
-        self._data[repr(sorted(stored["data"].items()))] = data
+        self._data[_key(stored)] = data
         return stored
 
     def fuse(self, node: Config, runs: list[Run], out: Path, command: str, overrides: list[str]) -> Lab:
@@ -219,6 +220,11 @@ class Bench:
             raise
         run.hand_over(home.run)
         return home
+
+
+def _key(cfg: Config) -> str:
+    """What decides which data a config means."""
+    return repr((sorted(cfg["data"].items()), cfg["loss"].get("quantiles")))
 
 
 def identity(cfg: Config, data: Data) -> str:

@@ -182,7 +182,7 @@ def _evaluate(cfg: Config, run: Run) -> None:
     with device.active():
         facts = Facts.read(run)
         trust.check_model(run, stored, facts, "model")
-        data = _data_for(cfg.get("data") or stored["data"], facts)
+        data = _data_for(cfg.get("data") or stored["data"], facts, stored["loss"].get("quantiles"))
         lab = _opened(run, stored, device, facts, data)
         split = cfg["split"]
         if split not in data.splits:
@@ -201,9 +201,10 @@ def _evaluate(cfg: Config, run: Run) -> None:
         report.show("", report.per_class(classes))
 
 
-def _data_for(node: Config, facts: Facts) -> Data:
+def _data_for(node: Config, facts: Facts, quantiles: list[float] | None) -> Data:
     """A data set of the same classes as the run's, its inputs scaled as they were in training."""
-    data = datasets.build(node, model_size=facts.shape[-1] if len(facts.shape) == 3 else None, like=facts)
+    size = facts.shape[-1] if len(facts.shape) == 3 else None
+    data = datasets.build(node, model_size=size, like=facts, quantiles=quantiles)
     if data.kind != facts.kind or data.class_names != facts.class_names:
         mine, theirs = ", ".join(facts.class_names[:5]), ", ".join(data.class_names[:5])
         raise Refused(f"data={data.name} has other classes ({theirs}, ...) than the run learned ({mine}, ...)")

@@ -22,7 +22,7 @@ from sftc.lab import Settings
 from sftc.loop import Budget, Care
 from sftc.store import Run
 from sftc.strategies import STRATEGIES
-from sftc.tasks import TASKS, fitting_loss, fitting_monitor
+from sftc.tasks import TASKS, check_quantiles, fitting_loss, fitting_monitor
 from sftc.types import Form, Strategy, Task
 
 Config = dict[str, Any]
@@ -44,6 +44,7 @@ def check(cfg: Config) -> None:
     if kind in TASKS:  # else the data will say
         fitting_loss(cfg["loss"]["name"], kind)
         fitting_monitor(cfg["monitor"], kind)
+    check_quantiles(cfg["loss"].get("quantiles"))
     if cfg["max_steps"] is None and cfg["epochs"] < 1:
         raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
 

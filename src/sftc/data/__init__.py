@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from sftc.data import bundled, classic_tables, classics, folder, tabular
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
-from sftc.data.split import Raw, chosen, splits, weights
+from sftc.data.split import Raw, chosen, repeated, splits, weights
 from sftc.errors import Refused, choose, nearest
 
 __all__ = ["READERS", "Augment", "Data", "Split", "Table", "build", "check"]
@@ -93,13 +93,20 @@ def check(spec: Mapping[str, Any]) -> None:
         reader.locate(common["root"])
 
 
-def build(spec: Mapping[str, Any], *, model_size: int | None = None, like: Any = None) -> Data:
+def build(
+    spec: Mapping[str, Any],
+    *,
+    model_size: int | None = None,
+    like: Any = None,
+    quantiles: Sequence[float] | None = None,
+) -> Data:
     """Open a data set.
 
     Args:
         spec: the `data` group as plain types; keys left out have the defaults of conf/data.
         model_size: the largest model input of the run, where it is known: what data.size=auto may choose.
         like: facts of a run whose model will read the rows: a table is told its way, not the way its own rows suggest.
+        quantiles: to be predicted of each value: its target then stands once for each of them.
 
     Raises:
         Refused: see `check`; also classes that differ between splits, a split with no rows, an unknown class,
@@ -120,6 +127,9 @@ def build(spec: Mapping[str, Any], *, model_size: int | None = None, like: Any =
     numbers = chosen(raw.kind, raw.class_names, common["classes"])
     shares = {k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")}
     parts = splits(raw, numbers=numbers, **shares)
+    if quantiles and raw.kind == "values":
+        parts = {name: repeated(split, len(quantiles)) for name, split in parts.items()}
+        raw.class_names = [f"{name} q{q:g}" for name in raw.class_names for q in quantiles]
     labelled = _labelled(parts["train"], raw.kind, common["unlabeled"])
     data = Data(
         name=str(spec["name"]),

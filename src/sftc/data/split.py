@@ -191,6 +191,11 @@ def splits(
     return {n: Split(n, lambda n=n: load(n)) for n in names}
 
 
+def repeated(split: Split, times: int) -> Split:
+    """The same rows, each column of the target so many times: [n, K * times]."""
+    return Split(split.name, lambda: (split.table, split.rows, split.target.repeat_interleave(times, 1)))
+
+
 def weights(class_weights: str | list | None, counts: Tensor | None, kind: str, rows: int | Tensor) -> Tensor | None:
     """data.class_weights as float32 [C], or None.
 

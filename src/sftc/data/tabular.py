@@ -123,7 +123,7 @@ class Goal:
         """The kind of the target columns, where it is not said. Raises Refused: they are of no kind."""
         columns = list(cells)
         if like is not None:
-            return cls(like.kind, columns, like.class_names)
+            return cls(like.kind, columns, like.class_names if like.kind == "classes" else columns)
         if kind == "auto":
             kind, why = _kind(cells)
             notes.append(f"kind: {kind}, {why} (data.kind says another)")

@@ -96,8 +96,8 @@ def _heat(figure: Any, axes: Any, names: list[str], values: np.ndarray, title: s
 
 def _cost(rows: list[dict[str, Any]], monitor: str, maximize: bool) -> Any:
     """The score of every member and rule against its milliseconds per row, and the line of the best at each cost."""
+    rows = [row for row in rows if row["name"] != "fuse best" and "failed" not in row]  # best is drawn as a member
     split = "test" if all("test" in row for row in rows) else "val"
-    rows = [row for row in rows if row["name"] != "fuse best"]  # a member, and drawn as such
     points = [(row["ms_per_row"], row[split][monitor]) for row in rows]
     ruled = ["gain" in row for row in rows]
     best = pareto(points, maximize)

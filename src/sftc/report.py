@@ -11,6 +11,8 @@ from rich.table import Table
 from sftc.errors import printable
 from sftc.store import Run
 
+NAMED = 6  # members in a line
+
 
 def _number(value: Any) -> str:
     if value is None:
@@ -56,6 +58,8 @@ def evaluation(metrics: dict[str, Any], stored: dict[str, Any] | None, split: st
 
 def team(rows: list[dict[str, Any]], monitor: str) -> Table:
     """Students, teachers and what they are compared with: a line each, on the same rows."""
+    failed = [r for r in rows if "failed" in r]
+    rows = [r for r in rows if "failed" not in r]
     splits = [s for s in ("val", "test") if all(s in r for r in rows)]
     shown = [m for m in dict.fromkeys([monitor, "nll", "ece"]) if m in rows[0]["val"]]
     table = Table(box=None, pad_edge=False)
@@ -65,10 +69,15 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
     judged = any("gain" in row for row in rows)
     if judged:
         table.add_column(f"{splits[-1]} {shown[0]}\nto the best", justify="right", no_wrap=True)
+    if failed:
+        table.add_column("", no_wrap=True)  # wide enough for a sentence
     for row in rows:
         cells = [_number(row[s].get(m)) for s in splits for m in shown]
         cells += [f"{row['params']:,}", f"{row['ms_per_row']:.3f}"]
         table.add_row(printable(row["name"]), *cells, *([_gain(row, splits[-1])] if judged else []))
+    for row in failed:
+        dashes = ["-"] * (len(splits) * len(shown) + 2 + judged)
+        table.add_row(printable(row["name"]), *dashes, printable(f"left out: {row['failed']}"))
     return table
 
 
@@ -91,14 +100,30 @@ def fused(result: dict[str, Any]) -> list[Any]:
             lines.append(f"{split} {metric}: {d['difference']:+.4f} against {about['best_single']} ({span}){noise}")
     table = Table(box=None, pad_edge=False)
     table.add_column("member", no_wrap=True)
-    gains = why.get("leave_one_out", {})
+    gains, bags, monitor = why.get("leave_one_out", {}), result.get("out_of_bag"), result["monitor"]
     for name in [*(f"gain by it\n{m}" for m in gains), "disagrees with\nthe others", "error\ncorrelation"]:
         table.add_column(name, justify="right")
+    if bags:
+        table.add_column(f"out of bag\n{printable(monitor)}", justify="right")
     for i, name in enumerate(why["names"]):
         cells = [_number(values[i]) for values in gains.values()]
-        table.add_row(name, *cells, *(_number(_others(why[k][i], i)) for k in ("disagreement", "error_correlation")))
+        cells += [_number(_others(why[k][i], i)) for k in ("disagreement", "error_correlation")]
+        table.add_row(name, *cells, *([_number(bags["members"][name][monitor])] if bags else []))
     marked = "~ cannot be told from the best single member (paired bootstrap, 95 %)"
-    return [marked, "", f"fused by {about['rule']}:", *lines, "", table]
+    out = [marked, "", f"fused by {about['rule']}:", *lines, "", table]
+    if bags:
+        bag = bags["bag"]
+        out += ["", f"out of bag: {monitor} {_number(bag[monitor])} on the {bag['rows']:,} rows that some did not draw"]
+    if chosen := result.get("chosen_on_validation"):
+        out += ["", chosen_on(chosen)]
+    return out
+
+
+def chosen_on(chosen: dict[str, str]) -> str:
+    """Members that saw the rows fusion is fitted on in a way that training rows are not: they chose its end by them."""
+    named = [f"{name} ({how})" for name, how in chosen.items()]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return f"chosen on the rows that fusion is fitted on, which flatters them there: {', '.join(named[:NAMED])}{more}"
 
 
 def _others(row: list[float | None], i: int) -> float | None:

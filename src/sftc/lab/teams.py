@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +19,9 @@ from sftc.types import Metrics, Predictions
 
 if TYPE_CHECKING:
     from sftc.lab.lab import Lab
+
+DEEPEST = 4  # fused of fused of fused of fused: of more nobody can say what they are made of
+LARGEST = 1_000  # models below one fused run, however they are nested
 
 
 class Outcome(Protocol):
@@ -72,6 +76,7 @@ def keep(
 
 def restored(lab: Lab) -> Fused:
     """The members of a fused run, each checked against the hash it was fused with, under its rule."""
+    expect_flat(lab.run)
     about, state = lab.run.fusion()
     pooling = fusion.make(about["rule"], lab.task, **about["options"])
     pooling.load(state)
@@ -84,6 +89,42 @@ def restored(lab: Lab) -> Fused:
         voices.append(models[0] if len(models) == 1 else Fused(models, fusion.make("mean", lab.task), lab.task))
         taps.append([lives[0].inner + path for path in paths])
     return Fused(voices, pooling, lab.task, about["temperature"], taps)
+
+
+def expect_flat(run: Run, around: int = 0) -> None:
+    """Fused runs may be fused again, but not endlessly: nothing is built before it is seen to have an end.
+
+    Args:
+        around: how many fused runs will be around this one.
+
+    Raises:
+        Refused: too deep, too many models below, or a run that is, over others, a member of itself.
+    """
+    depth, models = _below(run, {}, ())
+    if depth + around > DEEPEST:
+        most = DEEPEST - around
+        raise Refused(f"{run.path} is fused of fused runs, {depth} deep, and {most} is the most; fuse its members instead")
+    if models > LARGEST:
+        raise Refused(f"{run.path} is made of {models:,} models over its members; {LARGEST:,} is the most")
+
+
+def _below(run: Run, known: dict[Path, tuple[int, int]], above: tuple[Path, ...]) -> tuple[int, int]:
+    """How many fused runs deep a run is, and how many models it is made of."""
+    if not run.fused:
+        return 0, 1
+    here = run.path.resolve()
+    if here in above:
+        raise Refused(f"{run.path} is a member of itself, over {len(above) - above.index(here)} fused runs; fuse again")
+    if here not in known:
+        if len(above) > DEEPEST:
+            raise Refused(f"{above[0]} is fused of fused runs more than {DEEPEST} deep; fuse their members")
+        inner = []
+        for name, hashes in run.fusion()[0]["members"].items():
+            for i in range(len(hashes)):
+                own = _name(name, i, len(hashes))
+                inner.append(_below(Run(run.reference(own) or run.member(own)), known, (*above, here)))
+        known[here] = 1 + max((d for d, _ in inner), default=0), sum(n for _, n in inner)
+    return known[here]
 
 
 def features(lab: Lab, homes: Sequence[Lab], taps: Sequence[Sequence[str]], split: str) -> list[Tensor]:

@@ -16,7 +16,7 @@ from sftc import fusion
 from sftc.errors import Refused
 from sftc.fusion.honest import out_of_fold, tempered
 from sftc.lab import Lab, teams
-from sftc.strategies import souping, weighing
+from sftc.strategies import heldout, souping, weighing
 from sftc.strategies.members import Unit
 from sftc.types import Metrics, Predictions
 
@@ -88,7 +88,7 @@ class Outcome:
         """Fused scores of validation rows that the rule was not fitted on; and the rule, fitted for use."""
         target = self.voices[0].found["val"].target
         self.pooling = self.make()
-        trained_on = None if features else _left_out(lab, self.voices)
+        trained_on = None if features else heldout.by_folds(lab, self.voices)
         if trained_on is None:
             self.pooling.fit(val, target, features)
             return out_of_fold(self.make, val, target, features, seed=lab.split_seed), target
@@ -108,11 +108,37 @@ def fuse(lab: Lab, units: list[Unit], rule: dict[str, Any], *, temperature: bool
         souping.soup(lab, voices, rule)
         return
     tried = _all(lab) if rule["name"] == "all" else [{**rule, "name": _named(lab, rule["name"], units)}]
-    outcomes = [Outcome(lab, voices, each, temperature) for each in tried]
+    outcomes, failed = _fitted(lab, voices, tried, temperature)
     best = min(outcomes, key=lambda o: weighing.cost(o.metrics["val"]))
     members = {unit.name: [home.run for home in unit.homes] for unit in units}
     more = weighing.tables(lab, voices, outcomes, best)
+    more["team"] += [{"name": f"fuse {name}", "failed": why} for name, why in failed.items()]
+    more |= heldout.out_of_bag(lab, units)
+    more["chosen_on_validation"] = heldout.chosen(units)
     teams.keep(lab, best, members, voices[0].marks, time.perf_counter() - begun, more)
+
+
+def _fitted(
+    lab: Lab, voices: list[Voice], tried: list[dict[str, Any]], heat: bool
+) -> tuple[list[Outcome], dict[str, str]]:
+    """Every rule, fitted; of several, those that cannot be are left out: name -> why, in a line.
+
+    Raises:
+        Refused: the only one cannot be, or none of them.
+    """
+    outcomes: list[Outcome] = []
+    failed: dict[str, str] = {}
+    for rule in tried:
+        try:
+            outcomes.append(Outcome(lab, voices, rule, heat))
+        except (Refused, RuntimeError, ValueError, ArithmeticError) as e:  # linear algebra's are RuntimeErrors
+            if len(tried) == 1:
+                raise
+            said = str(e).strip().partition("\n")[0] or type(e).__name__
+            failed[rule["name"]] = said
+    if not outcomes:
+        raise Refused(f"none of the rules can be fitted; fuse={next(iter(failed))}: {next(iter(failed.values()))}")
+    return outcomes, failed
 
 
 def _named(lab: Lab, name: str, units: list[Unit]) -> str:
@@ -146,24 +172,3 @@ def _taps(paths: list[Any], count: int) -> list[list[str]]:
         raise Refused(f"fuse.taps={paths} must hold one module path for all, or one for each of {count} members")
     each = paths * count if len(paths) == 1 else paths or [None] * count
     return [[] if path is None else [str(path)] for path in each]
-
-
-def _left_out(lab: Lab, voices: list[Voice]) -> tuple[Tensor, Tensor] | None:
-    """Scores of the training rows, each by the fold that did not learn from it, if all units are folds."""
-    if not all(v.unit.folds for v in voices):
-        return None
-    split = lab.data.splits["train"]
-    return torch.stack([of_folds(lab, v.unit) for v in voices]), split.target[split.rows]
-
-
-def of_folds(lab: Lab, unit: Unit) -> Tensor:
-    """Scores [n, C] of the training rows, each by the fold of the unit that did not learn from it."""
-    rows = lab.data.splits["train"].rows
-    place = torch.full((int(rows.max()) + 1,), -1)
-    place[rows] = torch.arange(len(rows))
-    pairs = zip(unit.homes, unit.folds or [], strict=True)
-    parts = [lab.predict(home.restore(), "train", rows=held) for home, held in pairs]
-    scores = torch.full((len(rows), *parts[0].scores.shape[1:]), torch.nan)
-    for part in parts:
-        scores[place[part.row]] = part.scores
-    return scores

@@ -24,15 +24,22 @@ class Unit:
     Args:
         weight: what boosting gives it.
         folds: for each home, the source rows it may be asked about because it did not learn from them; None: not folds.
+        out_of_bag: source rows of train that were not drawn for it; None: it is no bag.
     """
 
     def __init__(
-        self, name: str, homes: Sequence[Lab], weight: float | None = None, folds: Sequence[Tensor] | None = None
+        self,
+        name: str,
+        homes: Sequence[Lab],
+        weight: float | None = None,
+        folds: Sequence[Tensor] | None = None,
+        out_of_bag: Tensor | None = None,
     ) -> None:
         self.name = name
         self.homes = list(homes)
         self.weight = weight
         self.folds = folds
+        self.out_of_bag = out_of_bag
 
 
 def seeds(lab: Lab, node: Groups) -> list[Unit]:
@@ -58,7 +65,10 @@ def bagging(lab: Lab, node: Groups) -> list[Unit]:
         weight = torch.zeros(int(rows.max()) + 1)
         weight[rows] = torch.from_numpy(draw).float()
         counts.append(weight)
-    return _trained(lab, node, [_changes(lab, node, i) for i in range(node["n"])], counts)
+    units = _trained(lab, node, [_changes(lab, node, i) for i in range(node["n"])], counts)
+    for unit, weight in zip(units, counts, strict=True):
+        unit.out_of_bag = rows[weight[rows] == 0]
+    return units
 
 
 def _trained(

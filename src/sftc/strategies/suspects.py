@@ -10,7 +10,7 @@ import torch
 
 from sftc.fusion.suspects import Suspects, suspects
 from sftc.lab import Lab
-from sftc.strategies.fusing import of_folds
+from sftc.strategies.heldout import of_folds
 from sftc.strategies.members import Unit
 
 FILE = "suspects.csv"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sftc.errors import Refused
 from sftc.fusion import compare, why
-from sftc.lab import Lab
+from sftc.lab import Lab, teams
 from sftc.strategies.members import Unit
 from sftc.types import Metrics, Predictions, Task
 
@@ -37,6 +37,7 @@ def check(lab: Lab, units: list[Unit], leaks: bool) -> None:
             other = next((c for c in theirs.class_names if c not in names), None)
             how = f"it knows {other}, the first does not" if other else "in another order or fewer"
             raise Refused(f"member {path} has other classes than the first ({how}); leave it out of runs=")
+        teams.expect_flat(home.run, around=1)
     if not leaks:
         _refuse_leaks(units)
     if len(units) == 1:
@@ -65,22 +66,36 @@ def splits(homes: list[Lab]) -> list[str]:
 
 
 def predictions(lab: Lab, home: Lab, split: str) -> tuple[Predictions, dict[str, str]]:
-    """What a run says of a split: as stored if that is about its weights and these rows, else computed now."""
-    known = home.run.result["fingerprints"]["model"]
+    """What a run says of a split: as stored if that is about its weights and its data, else computed now."""
+    run, prints = home.run, home.run.result["fingerprints"]
     try:
-        found, mark = home.run.predictions(split)
-        if mark.get("model") == known:
+        found, mark = run.predictions(split)
+        other = next((what for what in ("model", "data") if mark.get(what) != prints.get(what)), None)
+        if other is None:
             return found, mark
-        lab.watch.say(f"{home.run.path}: the predictions of {split} are of other weights; computing them again")
+        of = "weights" if other == "model" else "data"
+        lab.watch.say(f"{run.path}: the predictions of {split} are of other {of}; computing them again")
     except Refused:
-        lab.watch.say(f"{home.run.path}: no predictions of {split}; computing them")
+        lab.watch.say(f"{run.path}: no predictions of {split}; computing them")
     data = lab.data
-    mark = {"model": known, "data": data.fingerprint, "split": data.splits[split].fingerprint()}
+    known, now = run.rows_meta().get("table"), data.splits["train"].table.fingerprint()
+    if known is not None and known != now and _same_source(lab, home):
+        raise Refused(
+            f"the data of member {run.path} have changed since it was trained, and its predictions of {split} are "
+            "missing or of other data; leave it out of runs=, or train it again"
+        )
+    mark = {"model": prints["model"], "data": data.fingerprint, "split": data.splits[split].fingerprint()}
     return lab.predict(lab.teacher(home).model, split), mark
 
 
+def _same_source(a: Lab, b: Lab) -> bool:
+    """Whether two runs read one data set in one form: then the same rows must have the same content."""
+    one, two = (home.run.config["data"] for home in (a, b))
+    return one["name"] == two["name"] and a.facts.shape == b.facts.shape
+
+
 def comparable(voices: list[Voice]) -> None:
-    """Raises Refused: predictions of other rows or targets, naming whose."""
+    """Raises Refused: predictions of other rows, targets or contents, naming whose."""
     first = voices[0]
     for voice in voices[1:]:
         for split, mine in first.found.items():
@@ -92,6 +107,12 @@ def comparable(voices: list[Voice]) -> None:
                 )
             if not torch.equal(torch.nan_to_num(theirs.target), torch.nan_to_num(mine.target)):
                 raise Refused(f"member {voice.unit.name} has other targets in {split} than {first.unit.name}")
+            prints = [v.marks[split].get("split") for v in (first, voice)]
+            if _same_source(first.unit.homes[0], voice.unit.homes[0]) and None not in prints and len(set(prints)) > 1:
+                raise Refused(
+                    f"the data changed between {first.unit.name} and {voice.unit.name}: the same {split} rows had other "
+                    f"content when {voice.unit.name} was scored; train one of them again"
+                )
 
 
 def scored(task: Task, p: Predictions) -> Metrics:

@@ -121,7 +121,7 @@ def test_stopped_in_the_second_member_it_goes_on_to_the_same_bits(tmp_path, whol
         ("model.dropout=0.3", "model.batch_norm=true"),
         ("clip=0.1", "ema=0.9"),
         ("patience=1", "epochs=6", "optim.lr=0.1"),
-        ("strategy.member_lr=[0.1,0.01,0.001]",),
+        ("strategy.each=[{optim.lr:0.1},{optim:sgd,clip:0.1},{model:linear,ema:0.9}]",),
         ("strategy.members=models", "strategy.models=[mlp,linear,wide_mlp]"),
     ],
 )
@@ -187,8 +187,23 @@ def test_snapshots_go_on_from_each_other(whole):
 
 
 def test_what_is_set_for_a_member(tmp_path):
-    run = told(tmp_path / "run", *TEAM, "strategy.member_lr=[0.1,0.2]", "strategy.member_epochs=[1,2]")
-    assert [(m.config["optim"]["lr"], m.config["epochs"]) for m in members(run)] == [(0.1, 1), (0.2, 2), (0.01, 2)]
+    each = "strategy.each=[{optim.lr:0.1,epochs:1,model.hidden:[8]},{model:linear,seed:7,penalty.l1:0.1}]"
+    run = told(tmp_path / "run", *TEAM, each)
+    one, two, three = (m.config for m in members(run))
+    assert (one["optim"]["lr"], one["epochs"], one["model"]["hidden"], one["seed"]) == (0.1, 1, [8], 0)
+    assert (two["optim"]["lr"], two["model"]["name"], two["seed"], two["penalty"]) == (
+        0.01,
+        "linear",
+        7,
+        {"l1": 0.1, "l2_sp": 0},
+    )
+    rest = ("optim", "epochs", "model", "penalty")
+    assert {k: three[k] for k in rest} == {k: run.config[k] for k in rest}
+    assert three["seed"] == 2
+    assert told(tmp_path / "run").finished  # what is stored is trusted again
+    some = told(tmp_path / "some", *TEAM, *WAYS["models"], "strategy.each=[{model.hidden:[8]},{}]")
+    assert [m.config["model"]["name"] for m in members(some)] == ["mlp", "linear"]
+    assert members(some)[0].config["model"]["hidden"] == [8]
 
 
 def test_finished_runs_are_members_too(tmp_path, whole):
@@ -204,7 +219,11 @@ def test_finished_runs_are_members_too(tmp_path, whole):
         (("strategy.runs=[x]",), "is for members=runs"),
         (("strategy.models=[mlp,linear]",), "is for members=models"),
         (("strategy.members=folds", "strategy.lockstep=true"), "follow one another"),
-        (("strategy.member_epochs=[1,2]", "strategy.lockstep=true"), "learn as long"),
+        (("strategy.each=[{epochs:1,clip:1}]", "strategy.lockstep=true"), "have the same epochs; leave"),
+        (("strategy.each=[{},{},{},{}]",), "entries for 4 members, and there are 3"),
+        (("strategy.members=folds", "strategy.each=[{},{}]"), "entries for 2 models, and there are 1"),
+        (("strategy.members=snapshot", "strategy.each=[{model:linear}]"), "leave model out"),
+        (("strategy.members=runs", "strategy.runs=[x]", "strategy.each=[{}]"), "not for finished runs"),
         (("strategy.members=models", "strategy.models=[mlp]"), "two or more"),
         (("strategy.members=boosting", "data=fake", "data.kind=labels"), "classes or values"),
     ],

@@ -50,8 +50,8 @@ def test_a_rule_that_cannot_be_fitted_ends_nothing(tmp_path, members, monkeypatc
     assert rows.keys() == others.keys()
     for name in rows.keys() - {"fuse stacking", "fuse greedy"}:
         assert rows[name]["val"] == others[name]["val"]
-    said = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("fuse stacking") and line.endswith("left out: fuse=stacking needs more") for line in said)
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fuse stacking"))
+    assert said.endswith("left out: fuse=stacking needs more")
     assert some.pictures == whole.pictures
     with pytest.raises(Refused, match="needs more"):
         fuse(tmp_path / "alone", members, "fuse=stacking")
@@ -161,5 +161,3 @@ def test_a_failed_row_is_no_point_in_a_picture_and_no_hindrance_to_a_table():
     ]
     table = report.team(rows, "accuracy")
     assert table.row_count == 2
-
-

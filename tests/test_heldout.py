@@ -80,7 +80,8 @@ def test_who_was_chosen_on_the_validation_rows_is_named(tmp_path, capsys):
     assert f"early (best epoch {best} of {epochs}, ended by patience)" in line
     assert "fixed" not in line
     again = tmp_path / "again"
-    build.fuse(config(f"runs=[{tmp_path / 'fused'},{fixed.path}]", "quiet=true", command="fuse"), again, [], "sftc fuse")
+    cfg = config(f"runs=[{tmp_path / 'fused'},{fixed.path}]", "quiet=true", command="fuse")
+    build.fuse(cfg, again, [], "sftc fuse")
     assert Run(again).result["chosen_on_validation"] == {"fused": "as its early"}
     homes = [Bench(Device("cpu")).open(r.path) for r in (fixed, elsewhere)]
     val, other = (set(h.run.rows_of("val").tolist()) for h in homes)  # type: ignore[union-attr]

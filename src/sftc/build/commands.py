@@ -72,12 +72,7 @@ def fuse(cfg: Config, out: Path, overrides: list[str], command: str) -> float | 
     stored = stored_config(runs[0])
     device = Device(**(cfg.get("device") or stored["device"]))
     node = {"name": "ensemble", "members": "runs", "n": max(2, len(runs)), "models": [], "lockstep": False}
-    node |= {
-        "runs": [os.path.abspath(run.path) for run in runs],
-        "member_lr": [],
-        "member_epochs": [],
-        "error": "linear",
-    }
+    node |= {"runs": [os.path.abspath(run.path) for run in runs], "each": [], "error": "linear"}
     node |= {k: cfg[k] for k in ("fuse", "temperature", "leaks")}
     with device.active(), Stopper().listening() as stop, contextlib.ExitStack() as stack:
         bench = Bench(device, track.make("none", cfg["quiet"]), stop)

@@ -36,17 +36,19 @@ def check(cfg: Config) -> None:
     Device(**cfg["device"])
     for node in model_nodes(cfg):
         models.check(node)
-    optim.check(cfg["optim"], cfg["schedule"], cfg["finetune"])
     datasets.check(cfg["data"])
     choose("tracker", cfg["tracker"]["name"], track.TRACKERS)
-    _check_ending(cfg["loss"]["name"], cfg["model"])
     kind = datasets.READERS[cfg["data"]["name"]].kind or cfg["data"]["kind"]
     if kind in TASKS:  # else the data will say
-        fitting_loss(cfg["loss"]["name"], kind)
         fitting_monitor(cfg["monitor"], kind)
-    check_quantiles(cfg["loss"].get("quantiles"))
-    if cfg["max_steps"] is None and cfg["epochs"] < 1:
-        raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
+    for own in (cfg, *({**cfg, **change} for change in cfg["strategy"].get("each") or [])):
+        optim.check(own["optim"], own["schedule"], own["finetune"])
+        _check_ending(own["loss"]["name"], own["model"])
+        if kind in TASKS:
+            fitting_loss(own["loss"]["name"], kind)
+        check_quantiles(own["loss"].get("quantiles"))
+        if own["max_steps"] is None and own["epochs"] < 1:
+            raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
 
 
 def _check_ending(loss: str, model: Config) -> None:
@@ -127,6 +129,7 @@ def largest_input(cfg: Config) -> int | None:
 def model_nodes(cfg: Config) -> list[Config]:
     """Every model node of a config: the run's own, and those its strategy names."""
     named = [each for n in cfg["strategy"].values() for each in (n if isinstance(n, list) else [n])]
+    named += [n["model"] for n in cfg["strategy"].get("each") or [] if "model" in n]
     return [cfg["model"], *(n for n in named if isinstance(n, dict) and "family" in n)]
 
 
@@ -181,6 +184,8 @@ def resolve_strategy(node: Config) -> Config:
             name: {**own, "source": full(own["source"])} if isinstance(own, dict) and "source" in own else own
             for name, own in node["leaders"].items()
         }
+    if node.get("each"):
+        named["each"] = [{**n, "model": resolve_files(n["model"])} if "model" in n else n for n in node["each"]]
     models = {k: resolve_files(n) for k, n in node.items() if isinstance(n, dict) and "family" in n}
     return {**node, **named, **models}
 

@@ -28,6 +28,7 @@ from sftc.errors import Refused, Stopped, choose
 from sftc.models import bounds, keys
 from sftc.models.hub import HUBS
 from sftc.schema import Keys, parse_rule, read
+from sftc.schema.members import TOP
 from sftc.schema.places import GLOBAL, conf_dir, defaults, find, lineage, top
 from sftc.store import Run
 
@@ -110,7 +111,26 @@ def _declared(dirs: list[Path], cfg: Config) -> Keys:
         if any(form.kind == "models" for form in spec.forms):  # names as typed, nodes as stored
             known.specs[path] = replace(spec, rule="list", forms=parse_rule("list"))
             _check_models(dirs, path, cfg["strategy"].get(path.rpartition(".")[2]))
+        elif any(form.kind == "changes" for form in spec.forms):
+            _check_changes(dirs, path, cfg)
     return known
+
+
+def _check_changes(dirs: list[Path], path: str, cfg: Config) -> None:
+    """Raises Refused: what a member has of its own is not what `sftc train` would let it have."""
+    listed = cfg["strategy"].get(path.rpartition(".")[2])
+    for i, change in enumerate(listed if isinstance(listed, list) else []):
+        if not isinstance(change, dict) or (other := sorted(map(str, change.keys() - TOP))):
+            said = other[0] if isinstance(change, dict) else str(change)[:40]
+            raise Refused(f"{path}[{i}]: {said} is nothing that a member has of its own")
+        member = {**cfg, **change, "strategy": {"name": "plain"}}
+        try:
+            known = _declared(dirs, member)
+            if unknown := [k for k in known.unknown(member) if not _keyword(member, k)]:
+                raise Refused(f"nothing reads {unknown[0]}; it was not written by sftc train")
+            known.check(member)
+        except Refused as e:
+            raise Refused(f"{path}[{i}]: {e}") from None
 
 
 def _declare(dirs: list[Path], group: str, path: str, node: Config, known: Keys) -> None:

@@ -102,8 +102,9 @@ def expect_flat(run: Run, around: int = 0) -> None:
     """
     depth, models = _below(run, {}, ())
     if depth + around > DEEPEST:
-        most = DEEPEST - around
-        raise Refused(f"{run.path} is fused of fused runs, {depth} deep, and {most} is the most; fuse its members instead")
+        raise Refused(
+            f"{run.path} is fused of fused runs, {depth} deep ({DEEPEST - around} is the most); fuse its members"
+        )
     if models > LARGEST:
         raise Refused(f"{run.path} is made of {models:,} models over its members; {LARGEST:,} is the most")
 

@@ -176,4 +176,4 @@ def _holds(config: Any, path: str) -> bool:
 def _spoken(rule: str) -> str:
     first = rule.split(" ")[0]
     article = {"int": "an ", "bool": "true or false, a ", "one": "", "any": ""}.get(first, "a ")
-    return article + rule.replace("models", "list of names of models")
+    return article + rule.replace("models", "list of names of models").replace("changes", "list of {key:value}")

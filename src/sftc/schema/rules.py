@@ -24,6 +24,7 @@ _TYPES: dict[str, Any] = {
     "list": list,
     "dict": dict,
     "models": list,  # names of options of the group `model`; the command line puts their nodes in their place
+    "changes": list,  # dicts of keys and values, or options of groups: what members of a team have of their own
 }
 
 
@@ -46,6 +47,8 @@ class Form:
                 return shown(value) in self.words
             case "models":
                 return isinstance(value, list) and all(isinstance(name, str) for name in value)
+            case "changes":
+                return isinstance(value, list) and all(isinstance(change, dict) for change in value)
             case "int" | "float" if isinstance(value, bool) or (isinstance(value, int | float) and not _finite(value)):
                 return False
         return isinstance(value, _TYPES[self.kind]) and all(_COMPARE[op](value, n) for op, n in self.bounds)

@@ -11,6 +11,7 @@ from sftc.strategies.fusing import fuse
 from sftc.strategies.members import MAKERS, Unit
 
 TOGETHER = ("seeds", "models", "bagging")  # members that do not wait for one another
+PACE = ("epochs", "max_steps", "batch_size", "micro_batch_size", "patience", "target")  # common to a team in lockstep
 
 
 class Ensemble:
@@ -38,8 +39,7 @@ class Ensemble:
             )
         if node["lockstep"] and members not in TOGETHER:
             raise Refused(f"strategy.lockstep: {members} follow one another; it is for {', '.join(TOGETHER)}")
-        if node["lockstep"] and node["member_epochs"]:
-            raise Refused("strategy.member_epochs: in lockstep all members learn as long; leave one of the two out")
+        _check_each(node)
 
     def run(self, lab: Lab) -> None:
         node = self.node
@@ -49,6 +49,22 @@ class Ensemble:
             units = MAKERS[node["members"]](lab, node)
         suspects.note(lab, units)
         fuse(lab, units, node["fuse"], temperature=node["temperature"], leaks=node["leaks"])
+
+
+def _check_each(node: dict[str, Any]) -> None:
+    """Raises Refused: what is set for each member fits neither their number nor the way they are made."""
+    each, members = node["each"], node["members"]
+    count = len(node["models"]) or (1 if members == "folds" else node["n"])
+    if each and members == "runs":
+        raise Refused("strategy.each is for members that are trained here, not for finished runs; leave it out")
+    if len(each) > count:
+        what = "models" if members in ("models", "folds") else "members"
+        raise Refused(f"strategy.each has entries for {len(each)} {what}, and there are {count}")
+    set_here = {key for change in each for key in change}
+    if node["lockstep"] and (pace := [key for key in PACE if key in set_here]):
+        raise Refused(f"strategy.each: in lockstep all members have the same {', '.join(pace)}; leave one of them out")
+    if members == "snapshot" and (own := [key for key in ("model", "seed") if key in set_here]):
+        raise Refused(f"strategy.each: snapshots are one model going on from itself; leave {own[0]} out")
 
 
 def _names(paths: list[str]) -> dict[str, str]:

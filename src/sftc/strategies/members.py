@@ -52,7 +52,7 @@ def models(lab: Lab, node: Groups) -> list[Unit]:
     if len(node["models"]) < 2:
         raise Refused("strategy.members=models needs two or more: strategy.models=[resnet18,vgg16]")
     nodes = node["models"]
-    return _trained(lab, node, [_changes(lab, node, i) | {"model": m} for i, m in enumerate(nodes)])
+    return _trained(lab, node, [{"model": m} | _changes(lab, node, i) for i, m in enumerate(nodes)])
 
 
 def bagging(lab: Lab, node: Groups) -> list[Unit]:
@@ -104,7 +104,7 @@ def snapshot(lab: Lab, node: Groups) -> list[Unit]:
     for i in range(node["n"]):
         change: Groups = _changes(lab, node, i) | {"seed": lab.seed}
         change.setdefault("epochs", epochs)
-        change["schedule"] = {**lab.run.config["schedule"], "name": "cosine"}
+        change.setdefault("schedule", {**lab.run.config["schedule"], "name": "cosine"})
         if units:
             last = units[-1].homes[0].run.path.resolve()
             change["model"] = {**lab.run.config["model"], "checkpoint": f"{last}/last.safetensors"}
@@ -124,7 +124,7 @@ def folds(lab: Lab, node: Groups) -> list[Unit]:
     for m, model in enumerate(node["models"] or [None]):
         homes = []
         for k, held in enumerate(parts):
-            change: Groups = _changes(lab, node, m) | ({} if model is None else {"model": model})
+            change: Groups = ({} if model is None else {"model": model}) | _changes(lab, node, m)
             change["rows"] = rows[~torch.isin(rows, held)]
             home = lab.fork(f"model{m}-fold{k}", **change)
             _train(home, val_rows=held)
@@ -166,12 +166,8 @@ def boosted(lab: Lab, node: Groups) -> list[Unit]:
 
 def _changes(lab: Lab, node: Groups, i: int) -> Groups:
     """The config of member `i`: its own first weights, the team's order and augmentation, what is set for it alone."""
-    change: Groups = {"seed": lab.seed + i, "data_seed": lab.data_seed}
-    for key, name in (("member_lr", "lr"), ("member_epochs", "epochs")):
-        values = node[key]
-        if values and i < len(values):
-            change |= {"optim": {**lab.run.config["optim"], "lr": values[i]}} if name == "lr" else {"epochs": values[i]}
-    return change
+    own = node["each"][i] if i < len(node["each"]) else {}
+    return {"seed": lab.seed + i, "data_seed": lab.data_seed, **own}
 
 
 MAKERS: dict[str, Callable[[Lab, Groups], list[Unit]]] = {

@@ -109,9 +109,10 @@ def comparable(voices: list[Voice]) -> None:
                 raise Refused(f"member {voice.unit.name} has other targets in {split} than {first.unit.name}")
             prints = [v.marks[split].get("split") for v in (first, voice)]
             if _same_source(first.unit.homes[0], voice.unit.homes[0]) and None not in prints and len(set(prints)) > 1:
+                a, b = first.unit.name, voice.unit.name
                 raise Refused(
-                    f"the data changed between {first.unit.name} and {voice.unit.name}: the same {split} rows had other "
-                    f"content when {voice.unit.name} was scored; train one of them again"
+                    f"the data changed between {a} and {b}: the same {split} rows had other content when {b} was "
+                    "scored; train one of them again"
                 )
 
 

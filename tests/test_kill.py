@@ -64,6 +64,27 @@ def test_killed_in_every_phase_and_gone_on_with_it_ends_bit_identical(case, seed
     assert differences(expected.path, out) == []
 
 
+@pytest.mark.parametrize(
+    "phase", ["step", *(pytest.param(p, marks=pytest.mark.slow) for p in ("evaluation", "checkpoint", "end"))]
+)
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.43, 0.57))])
+def test_killed_in_the_third_of_five_members_the_first_two_are_not_trained_again(phase, share, wholes, tmp_path):
+    """kill -9 at a moment of its own share: with five equal members, the third has those from 0.4 to 0.6."""
+    out, case = tmp_path / "run", CASES[-1]
+    expected = wholes(case)
+    at = round(share * expected.moments[phase])
+    assert wait(start(out, case, Aim(phase, at, [signal.SIGKILL]))) == 137
+    members = [out / "members" / f"member{i}" for i in range(5)]
+    assert [Run(m).finished for m in members] == [True, True, False, False, False]
+    assert [(m / "checkpoint").exists() or bool(Run(m).rows()) for m in members[3:]] == [False, False]
+    files = [f for m in members[:2] for f in m.rglob("*") if f.is_file() and f.name != ".lock"]
+    before = {f: (f.stat().st_mtime_ns, f.stat().st_ino) for f in files}
+    assert len(before) > 10
+    assert wait(start(out, case)) == 0
+    assert {f: (f.stat().st_mtime_ns, f.stat().st_ino) for f in files} == before
+    assert differences(expected.path, out) == []
+
+
 def test_the_plans_kill_every_phase_in_every_way():
     done = Counter(step for n, case in enumerate(CASES) if not case.slow for step in plan(n))
     assert done.keys() >= {(phase, way) for phase in PHASES for way in WAYS}

@@ -48,6 +48,8 @@ AROUND = 8  # a hub's model is built a few times without memory to find its head
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 
+_seen: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}  # models whose weights were within their limit
+
 
 @contextlib.contextmanager
 def blaming(run: Run) -> Iterator[None]:
@@ -226,12 +228,15 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
         times = 1 if own else AROUND
         # A hub's net is built whole, and what stood behind its last map, VGG's dense layers, is taken away again.
         spare = SMALL if own or cfg["model"].get("head") != "conv" else max(SMALL, room // 8)
-        with bounds.no_more_than(times * count + SPARE, times * elements + spare, limit):
-            model = _without_memory(parts.bare(cfg["model"]), facts)
+        key = repr((parts.bare(cfg["model"]), facts.plain()))
+        if held is None or key not in _seen:
+            with bounds.no_more_than(times * count + SPARE, times * elements + spare, limit):
+                model = _without_memory(parts.bare(cfg["model"]), facts)
+            _seen[key] = {name: (value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
     except Refused as e:
         raise Refused(f"{run.path / 'config.yaml'}: {e}") from None
     if held is not None and which is not None:
-        _compare(run, which, held, model)
+        _compare(run, which, held, _seen[key])
 
 
 def _of_leaders(run: Run, node: Config) -> list[dict[str, tuple[str, tuple[int, ...]]]]:
@@ -280,8 +285,12 @@ def _without_memory(node: Config, facts: Facts) -> nn.Module:
             return models.build(node, out_dim=facts.out_dim, form=facts.form)
 
 
-def _compare(run: Run, which: str, held: dict[str, tuple[str, tuple[int, ...]]], model: nn.Module) -> None:
-    own = {name: (value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
+def _compare(
+    run: Run,
+    which: str,
+    held: dict[str, tuple[str, tuple[int, ...]]],
+    own: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> None:
     stored = {name: (DTYPES.get(kind), shape) for name, (kind, shape) in held.items()}
     file = run.path / f"{which}.safetensors"
     for name in [*own, *stored]:

@@ -32,12 +32,13 @@ class Voice:
         self.unit = unit
         self.found: dict[str, Predictions] = {}
         self.marks: dict[str, dict[str, str]] = {}
-        for split in weighing.splits(unit.homes):
-            parts = [weighing.predictions(lab, home, split) for home in unit.homes]
+        results = [home.run.result for home in unit.homes]
+        for split in weighing.splits(results):
+            pairs = zip(unit.homes, results, strict=True)
+            parts = [weighing.predictions(lab, home, result["fingerprints"], split) for home, result in pairs]
             first, self.marks[split] = parts[0]
             scores = torch.stack([p.scores for p, _ in parts]).mean(0) if len(parts) > 1 else first.scores
             self.found[split] = Predictions(scores, first.target, first.row)
-        results = [home.run.result for home in unit.homes]
         self.params: int = sum(r["params"] for r in results)
         self.ms: float = sum(r.get("ms_per_row") or 0.0 for r in results)
 

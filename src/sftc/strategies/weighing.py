@@ -60,14 +60,14 @@ def _refuse_leaks(units: list[Unit]) -> None:
             )
 
 
-def splits(homes: list[Lab]) -> list[str]:
+def splits(results: list[dict[str, Any]]) -> list[str]:
     """The splits that all these runs were scored on."""
-    return [s for s in ("val", "test") if all(s in home.run.result for home in homes)]
+    return [s for s in ("val", "test") if all(s in result for result in results)]
 
 
-def predictions(lab: Lab, home: Lab, split: str) -> tuple[Predictions, dict[str, str]]:
-    """What a run says of a split: as stored if that is about its weights and its data, else computed now."""
-    run, prints = home.run, home.run.result["fingerprints"]
+def predictions(lab: Lab, home: Lab, prints: dict[str, str], split: str) -> tuple[Predictions, dict[str, str]]:
+    """What a run says of a split: as stored if that is about its weights and its data, `prints`, else computed now."""
+    run = home.run
     try:
         found, mark = run.predictions(split)
         other = next((what for what in ("model", "data") if mark.get(what) != prints.get(what)), None)
@@ -108,7 +108,7 @@ def comparable(voices: list[Voice]) -> None:
             if not torch.equal(torch.nan_to_num(theirs.target), torch.nan_to_num(mine.target)):
                 raise Refused(f"member {voice.unit.name} has other targets in {split} than {first.unit.name}")
             prints = [v.marks[split].get("split") for v in (first, voice)]
-            if _same_source(first.unit.homes[0], voice.unit.homes[0]) and None not in prints and len(set(prints)) > 1:
+            if None not in prints and len(set(prints)) > 1 and _same_source(first.unit.homes[0], voice.unit.homes[0]):
                 a, b = first.unit.name, voice.unit.name
                 raise Refused(
                     f"the data changed between {a} and {b}: the same {split} rows had other content when {b} was "

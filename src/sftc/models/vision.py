@@ -38,11 +38,13 @@ class Prepare(nn.Module):
         self.size = size
         self.mean = [float(m) for m in mean] * (channels // len(mean))
         self.std = [float(s) for s in std] * (channels // len(std))
-        center = torch.tensor(self.mean).view(1, -1, 1, 1)
-        spread = torch.tensor(self.std).view(1, -1, 1, 1)
+        # On the CPU even where the model is built without memory: there, arithmetic imports torch's whole compiler.
+        center = torch.tensor(self.mean, device="cpu").view(1, -1, 1, 1)
+        spread = torch.tensor(self.std, device="cpu").view(1, -1, 1, 1)
         # (x / 255 - mean) / std in one pass. Not persistent: a checkpoint must not bring its own.
-        self.register_buffer("scale", 1 / (255 * spread), persistent=False)
-        self.register_buffer("shift", -center / spread, persistent=False)
+        here = torch.get_default_device()
+        self.register_buffer("scale", (1 / (255 * spread)).to(here), persistent=False)
+        self.register_buffer("shift", (-center / spread).to(here), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[N, 1 or channels, H, W] uint8, or float in 0..255 -> [N, channels, *size] float32."""

@@ -236,3 +236,27 @@ def test_contradictions_are_refused(tmp_path, more, what):
         build.train(cfg, out, list(overrides), "sftc train")
     assert "\n" not in str(why.value)
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_two_nets_that_vote(tmp_path, real_data):
+    """Both are as published, only fewer rows, smaller pictures and one epoch; nothing is downloaded."""
+    pictures = ("data=image_folder", f"data.root={real_data / 'cifar10_subset'}", "data.limit=40", "data.eval_limit=40")
+    small = ("epochs=1", "device=cpu", "device.threads=1", "quiet=true", "model.pretrained=false")
+    overrides = [
+        "experiment=fusion_cifar10_resnet_vgg",
+        *pictures,
+        *small,
+        "strategy.each=[{model.pretrained:false,model.input_size:32},{model.pretrained:false,model.input_size:32}]",
+    ]
+    cfg = config(*overrides)
+    assert (cfg["optim"]["name"], cfg["optim"]["lr"], cfg["optim"]["momentum"]) == ("sgd", 0.001, 0.9)
+    assert cfg["batch_size"] == 100
+    assert config("experiment=fusion_cifar10_resnet_vgg")["epochs"] == 10
+    build.check(cfg)
+    build.train(cfg, tmp_path / "run", overrides, "sftc train ...")
+    run = Run(tmp_path / "run")
+    assert run.fusion()[0]["rule"] == "vote"
+    assert [m.config["model"]["name"] for m in members(run)] == ["resnet18", "vgg16"]
+    assert [m.result["params"] > 1e7 for m in members(run)] == [True, True]
+    assert run.result["val"]["accuracy"] > 0

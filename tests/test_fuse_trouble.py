@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from files import make
 from problems import config, plain
 from sftc import build, report
 from sftc.build.bench import Bench
@@ -161,3 +162,14 @@ def test_a_failed_row_is_no_point_in_a_picture_and_no_hindrance_to_a_table():
     ]
     table = report.team(rows, "accuracy")
     assert table.row_count == 2
+
+
+def test_rows_of_a_val_folder_are_not_those_of_train_by_the_same_numbers(tmp_path):
+    make(tmp_path / "pets", n=20, size=(8, 8))
+    pets = ("data=image_folder", f"data.root={tmp_path / 'pets'}", "data.limit=null", "data.workers=0")
+    runs = [plain(tmp_path / str(i), *pets, f"seed={i}", "optim=sgd", "optim.lr=0.5", "epochs=6") for i in range(2)]
+    train, val = (runs[0].rows_of(split) for split in ("train", "val"))
+    assert set(val.tolist()) & set(train.tolist())  # type: ignore[union-attr]  # numbers of other tables
+    fused = fuse(tmp_path / "fused", [run.path for run in runs])
+    late = {run.path.name for run in runs if run.result["best"]["epoch"] != run.result["last"]["epoch"]}
+    assert fused.result["chosen_on_validation"].keys() == late

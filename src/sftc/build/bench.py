@@ -252,7 +252,8 @@ def _complete(run: Run) -> None:
 def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:
     run.write_json(FILE, Facts.of(data).plain())
     own = {s: split.rows for s, split in data.splits.items() if s != "test"}
-    mark = {"data": data.fingerprint, "table": data.splits["train"].table.fingerprint(), "own_rows": "false"}
+    tables = {key: data.splits[split].table.fingerprint() for key, split in (("table", "train"), ("val_table", "val"))}
+    mark = {"data": data.fingerprint, **tables, "own_rows": "false"}
     if rows is not None:
         own["train"], mark["own_rows"] = rows, "true"
     run.write_rows(own, mark)

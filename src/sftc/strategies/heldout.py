@@ -75,12 +75,12 @@ def chosen(units: Sequence[Unit]) -> dict[str, str]:
     """Members that owe their best epoch, or their end, to the rows that fusion is fitted and scored on: name -> how."""
     out: dict[str, str] = {}
     first = units[0].homes[0].run
-    val, table = first.rows_of("val"), first.rows_meta().get("table")
+    val, table = first.rows_of("val"), first.rows_meta().get("val_table")
     for unit in units:
         for home in unit.homes:
             run, mark = home.run, home.run.rows_meta()
             rows = run.rows_of("val")
-            apart = val is None or rows is None or mark.get("table") != table or not bool(torch.isin(val, rows).any())
+            apart = val is None or rows is None or mark.get("val_table") != table or not torch.isin(val, rows).any()
             if run.fused:
                 how = ", ".join(run.result.get("chosen_on_validation") or {})
                 how = how and f"as its {how}"

@@ -47,7 +47,7 @@ def check(lab: Lab, units: list[Unit], leaks: bool) -> None:
 def _refuse_leaks(units: list[Unit]) -> None:
     """Members that learned from the rows the rule is fitted on would be believed too much."""
     first = units[0].homes[0].run
-    val, table = first.rows_of("val"), first.rows_meta().get("table")
+    val, table = first.rows_of("val"), first.rows_meta().get("val_table")  # of a val/ folder, not that of train
     for home in (home for unit in units for home in unit.homes):
         rows, mark = home.run.rows_of("train"), home.run.rows_meta()
         if rows is None or val is None or table is None or mark.get("table") != table:

@@ -1,7 +1,7 @@
-"""What teams bring, and what fusing costs.
+"""What making and fusing teams costs; what they bring is bench_teams.py.
 
-scripts/bench_ensemble.py digits [SEEDS=5]     300 digits, five members: accuracy, NLL and ECE of each way, mean and sd
-scripts/bench_ensemble.py many [RUNS=50]       fuse=all of stored runs of 10,000 x 100 scores: CPU seconds, peak memory
+scripts/bench_ensemble.py many [RUNS=50]         fuse=all of stored runs of 10,000 x 100 scores: CPU time, memory
+scripts/bench_ensemble.py lockstep [ROUNDS=5]    five members on a folder of PNGs, one after another and in lockstep
 """
 
 from __future__ import annotations
@@ -16,55 +16,22 @@ import time
 from pathlib import Path
 
 import torch
+from torchvision.io import write_png
 
+from sftc import build, fusion
+from sftc.cli import compose, conf
 from sftc.store import Run
 from sftc.tasks import Classification
 from sftc.types import Predictions
 
-FEW = (
-    "data=digits",
-    "data.limit=300",
-    "model=simple_cnn",
-    "model.batch_norm=true",
-    "optim.lr=0.003",
-    "epochs=30",
-    "device.threads=1",
-)
-RULES = ("vote", "mean", "weighted", "greedy", "stacking", "cascade")  # of five members that differ in their seeds
-METRICS = ("accuracy", "nll", "ece")
+PNGS = ("data=image_folder", "data.cache=none", "data.workers=0", "data.augment.flip=0.5", "device=cpu")
+TEAM = ("strategy=ensemble", "strategy.n=5", "epochs=2", "device.threads=1")
+NETS = {"mlp": ("model=mlp",), "simple_cnn": ("model=simple_cnn",)}
 
 
 def sftc(*words: str) -> None:
     """The command, in a process of its own."""
     subprocess.run([sys.executable, "-m", "sftc", *words, "quiet=true"], check=True)
-
-
-def digits(folder: Path, seeds: int) -> None:
-    found: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
-        base = (*FEW, f"seed={100 * seed}", f"data.split_seed={seed}")
-        for members in ("seeds", "bagging", "boosting", "snapshot"):
-            out = folder / f"{members}{seed}"
-            epochs = ("epochs=150",) if members == "snapshot" else ()  # one training as long as all five of the others
-            made = ("strategy=ensemble", f"strategy.members={members}", "strategy.n=5")
-            rule = () if members != "seeds" else ("fuse@strategy.fuse=all",)
-            sftc("train", *base, *epochs, *made, *rule, f"out={out}")
-            result = Run.open(out).result
-            if members != "seeds":
-                found.setdefault(members, []).append(result["test"])
-                continue
-            rows = {row["name"]: row["test"] for row in result["team"]}
-            found.setdefault("single", []).append(rows["member0"])
-            for name in RULES:
-                found.setdefault(name, []).append(rows[f"fuse {name}"])
-    print("| test | " + " | ".join(METRICS) + " |\n| --- |" + " --- |" * len(METRICS))
-    for name, each in found.items():
-        cells = [_spread([m[metric] for m in each]) for metric in METRICS]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.4f} ({statistics.stdev(values) if len(values) > 1 else 0:.4f})"
 
 
 def many(folder: Path, count: int) -> None:
@@ -96,9 +63,49 @@ def many(folder: Path, count: int) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"CPU {cpu:.1f} s, wall {time.perf_counter() - begun:.1f} s, peak {after.ru_maxrss / 2**20:.2f} GiB")
+    full(folder, count)
+
+
+def full(folder: Path, count: int) -> None:
+    """Stacking of full width, a head on all columns, which `all` leaves to classwise weights."""
+    runs = [Run(folder / f"run{i}").predictions("val")[0] for i in range(count)]
+    task = Classification([str(i) for i in range(100)])
+    scores, target = torch.stack([p.scores for p in runs]), runs[0].target
+    for few in (5, 10):
+        begun = time.process_time()
+        fusion.make("stacking", task, columns=10**9, alpha=100.0).fit(scores[:few], target)
+        print(
+            f"stacking of full width, {few * 100} columns, one fit: {time.process_time() - begun:.1f} CPU-s", flush=True
+        )
+
+
+def lockstep(folder: Path, rounds: int) -> None:
+    """CPU seconds of a whole training in this process, the two ways in turn, so that a busy machine hits both."""
+    generator = torch.Generator().manual_seed(0)
+    for split, each in (("train", 120), ("val", 20)):
+        for name in range(10):
+            (folder / "pngs" / split / str(name)).mkdir(parents=True)
+            for i in range(each):
+                picture = torch.randint(256, (3, 32, 32), generator=generator, dtype=torch.uint8)
+                write_png(picture, str(folder / "pngs" / split / str(name) / f"{i}.png"))
+    for name, net in NETS.items():
+        ratios = []
+        for i in range(rounds + 1):
+            took = {}
+            for way in ("false", "true"):
+                words = [*PNGS, f"data.root={folder}/pngs", *TEAM, *net, f"strategy.lockstep={way}", "quiet=true"]
+                words += ["fuse@strategy.fuse=mean"]
+                cfg = compose.check_all("train", words, [conf.conf_dir()], sweep=False).values
+                begun = time.process_time()
+                build.train(cfg, folder / f"{name}-{way}{i}", words, "sftc train")
+                took[way] = time.process_time() - begun
+            if i:  # the first round imports
+                ratios.append(took["false"] / took["true"])
+        span = f"{min(ratios):.2f}-{max(ratios):.2f}"
+        print(f"{name}: one after another / lockstep {statistics.median(ratios):.2f} ({span}, n={rounds})", flush=True)
 
 
 if __name__ == "__main__":
     mode, number = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(prefix="bench_ensemble_") as place:
-        {"digits": digits, "many": many}[mode](Path(place), number or {"digits": 5, "many": 50}[mode])
+        {"many": many, "lockstep": lockstep}[mode](Path(place), number or {"many": 50, "lockstep": 5}[mode])

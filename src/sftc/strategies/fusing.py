@@ -46,7 +46,9 @@ class Voice:
 class Outcome:
     """A rule, fitted: its honest scores on validation, its scores on test, and what they are worth."""
 
-    def __init__(self, lab: Lab, voices: list[Voice], rule: dict[str, Any], heat: bool) -> None:
+    def __init__(
+        self, lab: Lab, voices: list[Voice], scores: dict[str, Tensor], rule: dict[str, Any], heat: bool
+    ) -> None:
         self.rule: str = rule["name"]
         self.options = {k: v for k, v in rule.items() if k not in ("name", "taps")}
         self.voices = voices
@@ -57,7 +59,6 @@ class Outcome:
         self.made_with = self._options()
         heat = heat and "probabilities" in lab.task.offers
         first = voices[0].found
-        scores = {s: torch.stack([v.found[s].scores for v in voices]) for s in first}
         features = {s: teams.features(lab, [v.unit.homes[0] for v in voices], self.taps, s) for s in first}
         held, target = self._held_out(lab, scores["val"], features["val"])
         temperature = fusion.Temperature(lab.task).fit(held, target) if heat else None
@@ -129,9 +130,10 @@ def _fitted(
     """
     outcomes: list[Outcome] = []
     failed: dict[str, str] = {}
+    scores = {s: torch.stack([v.found[s].scores for v in voices]) for s in voices[0].found}  # [M, N, C], of all rules
     for rule in tried:
         try:
-            outcomes.append(Outcome(lab, voices, rule, heat))
+            outcomes.append(Outcome(lab, voices, scores, rule, heat))
         except (Refused, RuntimeError, ValueError, ArithmeticError) as e:  # linear algebra's are RuntimeErrors
             if len(tried) == 1:
                 raise

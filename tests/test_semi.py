@@ -81,7 +81,7 @@ def objective(term, model) -> Objective:
 def mean(made: Objective, batch: Batch) -> float:
     made.prepare([batch])
     made.train()
-    return float(made([batch], made.totals([batch])).loss.detach())
+    return made([batch], made.totals([batch])).loss.item()
 
 
 def test_only_rows_without_a_label_count_and_each_the_same():
@@ -90,7 +90,7 @@ def test_only_rows_without_a_label_count_and_each_the_same():
     batch = Batch(torch.randn(4, 2), TARGET, torch.arange(4))
     logits = model(batch.inputs)
     own = F.cross_entropy(logits, logits.argmax(1), reduction="none")
-    assert mean(objective(Pseudo(threshold=0.0), model), batch) == pytest.approx(float(own[:3].mean()))
+    assert mean(objective(Pseudo(threshold=0.0), model), batch) == pytest.approx(own[:3].mean().item())
     labelled = Batch(batch.inputs, torch.zeros(4).long(), batch.index)
     assert mean(objective(Pseudo(threshold=0.0), model), labelled) == 0
 
@@ -102,11 +102,11 @@ def test_both_views_go_through_the_model_together_and_the_average_sees_the_secon
     batch = Batch(torch.randn(4, 2), TARGET, torch.arange(4), extra=extra)
     label = model(batch.inputs).argmax(1)
     expected = F.cross_entropy(model(extra["second"]), label, reduction="none")[:3].mean()
-    assert mean(objective(Agreeing(threshold=0.0), model), batch) == pytest.approx(float(expected))
+    assert mean(objective(Agreeing(threshold=0.0), model), batch) == pytest.approx(expected.item())
     made = objective(Consistent(), model)
     average = made.averages["student"](extra["second"]).softmax(1)
     expected = ((model(batch.inputs).softmax(1) - average) ** 2).sum(1).mean()
-    assert mean(made, batch) == pytest.approx(float(expected), rel=1e-5)
+    assert mean(made, batch) == pytest.approx(expected.item(), rel=1e-5)
 
 
 FAKE = {"name": "fake", "count": 300, "size": 12, "val_share": 0.2, "augment": {"flip": 0.5, "crop": 2}}

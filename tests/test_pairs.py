@@ -72,6 +72,7 @@ REFUSED = [
     # A loss is made for one kind of target.
     ("loss", {"cross_entropy", NLL}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),
+    ("loss", {"gce", "bootstrap"}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
     ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
     # Convolutions and patches need pictures; nets for tables need columns.

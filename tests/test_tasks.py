@@ -117,3 +117,30 @@ def test_the_direction_of_the_monitor():
     assert not Classification(NAMES, monitor="nll").maximize
     assert Regression(["y"]).monitor == "r2"
     assert not Regression(["y"], monitor="rmse").maximize
+
+
+def test_losses_for_wrong_labels_by_hand():
+    """GCE (1 - p^q) / q; bootstrapping with the model's own class, and with its probabilities."""
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0], [1.0, 1.0, 0.0]])
+    target = torch.tensor([1, 1, -1])
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    expected = torch.stack([(1 - p[0, 1] ** 0.7) / 0.7, (1 - p[1, 1] ** 0.7) / 0.7, torch.tensor(0.0)])
+    assert torch.allclose(Classification("abc", loss="gce").loss(logits, target), expected)
+    assert torch.allclose(Classification("abc", loss="gce", q=1.0).loss(logits, target)[0], 1 - p[0, 1])
+    near = Classification("abc", loss="gce", q=1e-4).loss(logits, target)[:2]
+    assert torch.allclose(near, -log_p[[0, 1], [1, 1]], atol=1e-3)
+    hard = Classification("abc", loss="bootstrap").loss(logits, target)
+    assert torch.allclose(hard, torch.stack([-0.8 * log_p[0, 1] - 0.2 * log_p[0, 0], -log_p[1, 1], torch.tensor(0.0)]))
+    soft = Classification("abc", loss="bootstrap", beta=0.95, hard=False).loss(logits, target)
+    assert torch.allclose(soft[0], -0.95 * log_p[0, 1] - 0.05 * (p[0] * log_p[0]).sum())
+
+
+def test_a_wrong_label_pulls_less_on_a_sure_model_than_with_cross_entropy():
+    def pull(loss: str) -> float:
+        logits = torch.tensor([[6.0, 0.0]], requires_grad=True)
+        Classification("ab", loss=loss).loss(logits, torch.tensor([1])).sum().backward()
+        return float(logits.grad.norm())
+
+    assert pull("gce") < 0.05 * pull("cross_entropy")
+    assert pull("bootstrap") < pull("cross_entropy")

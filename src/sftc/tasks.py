@@ -24,14 +24,17 @@ class Classification:
 
     Args:
         classes: their names, in the order of the logits.
-        loss: cross_entropy; nll for models that end in LogSoftmax; focal (Lin et al. 2017).
+        loss: cross_entropy; nll for models that end in LogSoftmax; focal (Lin et al. 2017); and where labels may be
+            wrong, gce (generalised cross-entropy, Zhang & Sabuncu 2018) or bootstrap (Reed et al. 2015).
         smoothing: share of the target spread over all classes (Szegedy et al. 2016).
         class_weight: [C], weighs rows by their class as `torch.nn.CrossEntropyLoss(weight=)` does.
         gamma: of the focal loss.
+        q: of gce: 1 is the absolute error, which no wrong label can lead far; towards 0 it becomes cross-entropy.
+        beta, hard: of bootstrap: what the label counts; the rest is the model's own class (hard) or probabilities.
     """
 
     offers = frozenset({"classes", "probabilities"})
-    losses = ("cross_entropy", "nll", "focal")
+    losses = ("cross_entropy", "nll", "focal", "gce", "bootstrap")
     metrics = ("accuracy", "top5", "f1", "auc", "ece", "nll", "brier", "loss")
 
     def __init__(
@@ -41,9 +44,13 @@ class Classification:
         loss: str = "auto",
         smoothing: float = 0.0,
         gamma: float = 2.0,
+        q: float = 0.7,
+        beta: float = 0.8,
+        hard: bool = True,
         class_weight: Tensor | None = None,
         monitor: str = "auto",
     ) -> None:
+        self.q, self.beta, self.own_class = q, beta, hard
         self.classes = list(classes)
         self.out_dim = len(self.classes)
         self.loss_name = fitting_loss(loss, "classes")
@@ -61,6 +68,11 @@ class Classification:
         true = -log_p.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
         if self.loss_name == "focal":
             true = (1 - (-true).exp()).clamp_min(0) ** self.gamma * true
+        elif self.loss_name == "gce":
+            true = (1 - (-self.q * true).exp()) / self.q
+        elif self.loss_name == "bootstrap":
+            own = -log_p.amax(1) if self.own_class else -(log_p.exp() * log_p).sum(1)
+            true = self.beta * true + (1 - self.beta) * own
         if self.smoothing:
             true = (1 - self.smoothing) * true - self.smoothing * log_p.mean(1)
         return torch.where(target >= 0, true, 0.0)

@@ -17,27 +17,20 @@ import yaml
 from torch import Tensor
 
 from sftc import __version__
-from sftc.errors import Refused, Stopped, choose, nearest
+from sftc.errors import Refused, choose, nearest
 from sftc.folders import free
 from sftc.store import forms
 from sftc.store.checkpoints import Checkpoints
-from sftc.store.files import appended, inner, plain, tidy, write_bytes, write_tensors, write_text
-from sftc.store.lock import locked
-from sftc.store.reading import lines, read_json, read_meta, read_shapes, read_tensors, read_yaml, within
+from sftc.store.files import appended, inner, plain, write_tensors, write_text
+from sftc.store.home import Home
+from sftc.store.reading import lines, read_meta, read_shapes, read_tensors, read_yaml
 from sftc.types import Predictions
 
 FORMAT = 1  # of the folder; a newer one is refused
 
 
-class Run:
+class Run(Home):
     """One folder, one training or fusion: what teachers, leaders, members and inputs of fuse are named by."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = contextlib.ExitStack()
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
 
     @classmethod
     def create(
@@ -74,39 +67,6 @@ class Run:
         run.write_config(config)
         run.mark("running")
         return run
-
-    def lock(self) -> None:
-        """Keep other processes out until `unlock`, or until this process ends. Raises Refused: one is in."""
-        self._lock.enter_context(locked(self.path))
-        if (self.path / "config.yaml").is_file():  # else it may be anybody's folder
-            self.tidy()
-
-    def wait(self, stop: Callable[[], Stopped | None], say: Callable[[str], None]) -> None:
-        """Make the folder and hold its lock, as soon as its holder lets go. Raises Stopped: asked to stop before."""
-        said = False
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)  # its holder may have taken it away
-            try:
-                return self.lock()
-            except Refused as e:
-                if not said:
-                    say(f"waiting: {str(e).partition(';')[0]}")
-                said = True
-            if (why := stop()) is not None:
-                raise why
-            time.sleep(0.2)
-
-    def unlock(self) -> None:
-        self._lock.close()
-
-    def hand_over(self, other: Run) -> None:
-        """Give the lock to another object of the same run."""
-        other._lock = self._lock.pop_all()
-
-    def tidy(self) -> None:
-        """Take away half-written files of a process that was killed. For who holds the lock."""
-        for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir() and not p.is_symlink())):
-            tidy(folder)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -175,34 +135,6 @@ class Run:
         about = {"command": "", "notes": [], **(self._json("environment.json") or {})}
         forms.expect(self.path / "environment.json", about, forms.ENVIRONMENT)
         return about
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Raises Refused: there is no such file, or it holds no object."""
-        value = self._json(name)
-        if value is None:
-            raise Refused(f"{self.path / name} does not exist; was this run written by sftc train?")
-        return value
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(plain(content), indent=2))
-
-    def write_page(self, name: str, text: str) -> None:
-        write_text(self.path / name, text)
-
-    def write_picture(self, name: str, png: bytes) -> None:
-        write_bytes(self.path / f"{name}.png", png)
-
-    @property
-    def pictures(self) -> list[str]:
-        """Names of the files that show this run, in order."""
-        return sorted(p.name for p in self.path.glob("[!.]*.png"))
-
-    def _json(self, name: str) -> dict[str, Any] | None:
-        return read_json(self.inside(name))
-
-    def inside(self, *names: str) -> Path:
-        """The path of something in this run. Raises Refused: a link there leads out of the folder."""
-        return within(self.path, self.path.joinpath(*names))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -35,7 +35,7 @@ def test_every_reader_has_a_yaml_and_the_other_way_round():
         assert keys.keys() == own | data.COMMON.keys() | {"name"}
         for key, value in inspect.signature(reader.open).parameters.items():
             if key in own - data.COMMON.keys():
-                assert keys[key] == value.default
+                assert keys[key] == (list(value.default) if isinstance(value.default, tuple) else value.default)
 
 
 def test_defaults_in_yaml_and_code_agree():

@@ -59,6 +59,10 @@ def test_each_file_imports_only_what_stands_before_it(file):
         ("rich", {"track", "report", "cli"}),
         ("matplotlib", {"pictures"}),
         ("pandas", {"data"}),
+        ("transformers", {"models"}),
+        ("tokenizers", {"models"}),
+        ("peft", {"models"}),
+        ("seqeval", {"metrics"}),
     ],
 )
 def test_a_library_stays_in_its_rooms(package, homes):

@@ -9,6 +9,7 @@ import yaml
 
 from sftc import models, optim
 from sftc.models import weights
+from texts import bert
 
 CONF = Path(__file__).parents[1] / "conf"
 SGD, CONSTANT, FULL = {"name": "sgd", "lr": 0.1, "weight_decay": 0}, {"name": "constant"}, {"name": "full"}
@@ -27,7 +28,7 @@ def node(group: str, name: str) -> dict:
 @pytest.mark.parametrize("name", options("model"))
 def test_models(name, monkeypatch):
     monkeypatch.setattr(weights, "reachable", lambda address: False)
-    models.check(node("model", name))
+    models.check(node("model", name) | ({"path": bert()} if name == "hf" else {}))
 
 
 @pytest.mark.parametrize("name", options("optim"))

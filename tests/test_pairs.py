@@ -21,6 +21,7 @@ from sftc.cli.options import chosen
 from sftc.device import Device
 from sftc.errors import Refused
 from sftc.store import Run
+from texts import bert, write_conll, write_csv, write_folder
 
 DIRS = [conf.conf_dir()]
 Choice = tuple[str, str]  # group, option with the further overrides that make it what it is
@@ -58,34 +59,53 @@ OPTIONS = options()
 CSV = VARIANTS["data", "tabular"]
 VALUES = {"diabetes", "fake data.kind=values", CSV[1]}
 LABELS = {"fake data.kind=labels", CSV[2]}
-CLASSES = set(OPTIONS["data"]) - VALUES - LABELS
+TAGS = {"conll"}
+CLASSES = set(OPTIONS["data"]) - VALUES - LABELS - TAGS
+TEXTS = {"text_csv", "text_folder", "conll"}
+READERS = {"bag_of_embeddings", "text_cnn", "bilstm", "hf"}  # models of texts
 NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 TABLES = {"breast_cancer", "diabetes", "iris", "wine", *CSV}
 FOR_TABLES = {"dcn", "fm", "ft_transformer", "tab_resnet"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
+FIXMATCH = {s for s in OPTIONS["semi"] if s.startswith("fixmatch")}
+OF_VALUES = {"mse", "huber", "mae", "quantile"}
 REFUSED = [
     # What a student makes of rows without a label is about classes.
-    ("semi", set(OPTIONS["semi"]) - {"none"}, "data", VALUES | LABELS, r"semi=\w+ is for classes"),
-    ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce", "mse", "huber"}, r"loss=\w+ does not fit"),
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "data", VALUES | LABELS | TAGS, r"semi=\w+ is for classes"),
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce", *OF_VALUES}, r"loss=\w+ does not fit"),
+    ("semi", FIXMATCH, "data", TABLES | TEXTS - TAGS, "augments pictures"),
+    ("semi", FIXMATCH, "model", READERS | FOR_TABLES, "reads (texts|rows of numbers).* use model=simple_cnn"),
     # A loss is made for one kind of target.
     ("loss", {"cross_entropy", NLL}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),
     ("loss", {"gce", "bootstrap"}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
-    ("loss", {"bce"}, "data", CLASSES | VALUES, "loss=bce does not fit"),
-    ("loss", {"mse", "huber"}, "data", CLASSES | LABELS, r"loss=\w+ does not fit"),
+    ("loss", {"bce"}, "data", CLASSES | VALUES | TAGS, "loss=bce does not fit"),
+    ("loss", OF_VALUES, "data", CLASSES | LABELS | TAGS, r"loss=\w+ does not fit"),
     # Convolutions and patches need pictures; nets for tables need columns.
     (
         "model",
-        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"} - FOR_TABLES,
+        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"} - FOR_TABLES - READERS,
         "data",
         TABLES,
         "reads pictures.* use model=mlp",
     ),
-    ("model", FOR_TABLES, "data", set(OPTIONS["data"]) - TABLES, "reads rows of numbers.* use model=simple_cnn"),
+    (
+        "model",
+        FOR_TABLES,
+        "data",
+        set(OPTIONS["data"]) - TABLES - TEXTS,
+        "reads rows of numbers.* use model=simple_cnn",
+    ),
+    # Texts have models of their own.
+    ("model", READERS, "data", TABLES, "reads texts.* use model=mlp"),
+    ("model", READERS, "data", set(OPTIONS["data"]) - TEXTS - TABLES, "reads texts.* use model=simple_cnn"),
+    ("model", set(OPTIONS["model"]) - READERS, "data", TEXTS, "use model=text_cnn"),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
+    ("loss", {NLL}, "data", TEXTS, "use model=text_cnn"),
+    ("loss", {"bce", *OF_VALUES}, "model", READERS, r"loss=\w+ does not fit"),  # they have classes or tags
     # The only block of a linear model is its head: nothing can be kept of it.
     ("model", {"linear"}, "finetune", {"first_n"}, r"finetune\.n=1"),
 ]
@@ -155,6 +175,9 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     write_mnist(home / "fashion_mnist" / "FashionMNIST" / "raw", zipped=True)
     make(home / "image_folder", n=8)
     write_table(home / "tabular" / "train.csv")
+    write_csv(home / "text_csv")
+    write_folder(home / "text_folder")
+    write_conll(home / "conll")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         write_cifar(home / "cifar10", "CIFAR10", patch)
@@ -169,6 +192,9 @@ def smoke(row: Row, roots: dict[str, Path], out: Path) -> Run:
     overrides += [word for text in row.values() for word in text.split()[1:]]
     if (root := roots.get(row.get("data", "").split(" ")[0])) is not None:
         overrides.append(f"data.root={root}")
+    if row.get("model") == "hf":
+        places = ["model", "strategy.teacher"] if row.get("strategy") == "kd" else ["model"]
+        overrides += [o for place in places for o in (f"{place}.path={bert()}", f"{place}.max_length=64")]
     cfg = compose.check_all("train", overrides, DIRS, sweep=False).values
     build.check(cfg)
     build.train(cfg, out, overrides, "sftc train")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftc.errors import Refused
 from sftc.types import Metrics
 
 PIECE = 1 << 16  # scored positions handed to torchmetrics at once
@@ -105,7 +106,7 @@ class ClassMeter(_Pieces):
             out["_per_class"] = MulticlassStatScores(average=None, **plain)
         return out
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
         w = self.weights(target, weight)
         self.add("loss", self.task.loss(logits, target), w * self.task.weight(target))
         if logits.ndim > 2:
@@ -165,6 +166,43 @@ class _Area:
         return area if self.two else area[self.there].mean()
 
 
+class TagMeter(ClassMeter):
+    """F1 of whole spans, micro-averaged (seqeval), and what ClassMeter says of single words.
+
+    Tags without a scheme, as parts of speech are, are spans of one word each.
+    """
+
+    def __init__(self, task: Any, full: bool) -> None:
+        super().__init__(task, full)
+        self.names = [n if n == "O" or n[1:2] == "-" else f"B-{n}" for n in task.classes]
+        self.true: list[list[str]] = []
+        self.said: list[list[str]] = []
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
+        """Dense logits [N, C, T]; or flat ones [P, C], of which those of one `row` [P] follow each other."""
+        super().update(logits, target, weight)
+        keep = self.weights(target, weight) > 0
+        if logits.ndim > 2:
+            row = torch.arange(len(target), device=target.device).unsqueeze(1).expand_as(target)
+        row = torch.arange(len(target)) if row is None else row
+        sizes = row[keep].unique_consecutive(return_counts=True)[1].tolist()
+        for held, flat in ((self.true, target[keep]), (self.said, logits.argmax(1)[keep])):
+            held += [[self.names[i] for i in part.tolist()] for part in flat.cpu().split(sizes)]
+
+    def compute(self) -> Metrics:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no span at all, in what is true or said: its F1 is 0
+            return {"span_f1": float(_seqeval()(self.true, self.said))} | super().compute()
+
+
+def _seqeval() -> Any:
+    try:
+        from seqeval.metrics import f1_score
+    except ImportError:
+        raise Refused("span F1 of tags needs seqeval: pip install 'sftc[text]'") from None
+    return f1_score
+
+
 class LabelMeter(_Pieces):
     """macro f1, map (mean average precision), accuracy per label, nll, brier, loss."""
 
@@ -178,7 +216,7 @@ class LabelMeter(_Pieces):
             "map": MultilabelAveragePrecision(**plain),
         }
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
         w = self.weights(target, weight)
         self.add("loss", self.task.loss(logits, target), w)
         keep = (w > 0) & ~target.isnan().any(1)
@@ -218,7 +256,7 @@ class ValueMeter(_Pieces):
             out["_rmse"] = MeanSquaredError(squared=False, num_outputs=k)
         return {name: module.set_dtype(torch.float64) for name, module in out.items()}
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
         w = self.weights(target, weight)
         self.add("loss", self.task.loss(logits, target), w)
         keep = (w > 0) & ~target.isnan().any(1)
@@ -264,7 +302,7 @@ class Agreement:
     Args:
         meter: what is measured anyway.
         task: says what agreeing is: `agreement(scores, other)` -> [N].
-        other: [n, C] the other's scores of all rows of the split.
+        other: [P, C] the other's scores of all scored positions of the split, as predictions hold them.
     """
 
     def __init__(self, meter: Any, task: Any, other: Tensor) -> None:
@@ -274,12 +312,13 @@ class Agreement:
         self.at = 0
         self.agreed: list[Tensor] = []
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        self.meter.update(logits, target, weight)
-        other = self.other[self.at : self.at + len(logits)].to(logits.device)
-        self.at += len(logits)
-        agreed = self.task.agreement(self.task.scores(logits), other).double()
-        self.agreed.append(agreed if weight is None else agreed[weight > 0])
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
+        self.meter.update(logits, target, weight, row)
+        scores = self.task.flat(logits, target, torch.arange(len(logits), device=logits.device))[0]
+        other = self.other[self.at : self.at + len(scores)].to(logits.device)
+        self.at += len(scores)
+        agreed = self.task.agreement(scores, other).double()
+        self.agreed.append(agreed if weight is None or weight.ndim > 1 else agreed[weight > 0])
 
     def compute(self) -> Metrics:
         return {**self.meter.compute(), "agreement": float(torch.cat(self.agreed).mean())}

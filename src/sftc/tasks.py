@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sftc.errors import Refused, choose
-from sftc.metrics import ClassMeter, LabelMeter, ValueMeter
+from sftc.metrics import ClassMeter, LabelMeter, TagMeter, ValueMeter
 
 MINIMIZED = frozenset({"loss", "nll", "brier", "ece", "mae", "rmse"})
 
@@ -33,6 +33,7 @@ class Classification:
         beta, hard: of bootstrap: what the label counts; the rest is the model's own class (hard) or probabilities.
     """
 
+    kind = "classes"
     offers = frozenset({"classes", "probabilities"})
     losses = ("cross_entropy", "nll", "focal", "gce", "bootstrap")
     metrics = ("accuracy", "top5", "f1", "auc", "ece", "nll", "brier", "loss")
@@ -53,11 +54,11 @@ class Classification:
         self.q, self.beta, self.own_class = q, beta, hard
         self.classes = list(classes)
         self.out_dim = len(self.classes)
-        self.loss_name = fitting_loss(loss, "classes")
+        self.loss_name = fitting_loss(loss, self.kind)
         self.smoothing = smoothing
         self.gamma = gamma
         self.class_weight = class_weight
-        self.monitor, self.maximize = fitting_monitor(monitor, "classes")
+        self.monitor, self.maximize = fitting_monitor(monitor, self.kind)
         if self.monitor == "top5" and self.out_dim <= 5:
             raise Refused(f"monitor=top5 needs more than 5 classes; there are {self.out_dim}: use monitor=accuracy")
 
@@ -125,6 +126,19 @@ class Classification:
 
     def meter(self, full: bool = True) -> ClassMeter:
         return ClassMeter(self, full)
+
+
+class Tagging(Classification):
+    """One of C tags for each word. Logits [N, C, T], target [N, T] (-1: unlabelled, or no word).
+
+    What is best is judged by whole spans, of tags in the BIO scheme or its kin.
+    """
+
+    kind = "tags"
+    metrics = ("span_f1", "accuracy", "f1", "ece", "nll", "brier", "loss")
+
+    def meter(self, full: bool = True) -> TagMeter:
+        return TagMeter(self, full)
 
 
 class MultiLabel:
@@ -314,7 +328,7 @@ class Regression:
         return ValueMeter(self, full)
 
 
-TASKS = {"classes": Classification, "labels": MultiLabel, "values": Regression}
+TASKS = {"classes": Classification, "labels": MultiLabel, "values": Regression, "tags": Tagging}
 
 
 def check_quantiles(quantiles: Sequence[float] | None) -> None:

@@ -62,6 +62,14 @@ class Form:
             return torch.full((rows, 4), ord("a"), dtype=torch.uint8)
         return torch.zeros(rows, *self.shape)
 
+    def fits(self, other: Form) -> bool:
+        """Whether a model made for the one reads the other: pictures of any size, of as many channels."""
+        mine, theirs = ((f.kind, f.shape[:1], f.about.get("words")) for f in (self, other))
+        return mine == theirs
+
+    def __str__(self) -> str:
+        return f"{self.kind} {'x'.join(map(str, self.shape))}{' of words' * bool(self.about.get('words'))}".strip()
+
     def plain(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "form": self.kind, "about": self.about}
 
@@ -192,9 +200,11 @@ class Predictions:
 
 
 class Meter(Protocol):
-    """Metrics of a stream of batches."""
+    """Metrics of a stream of batches; or of stored scores [P, C], of which `row` [P] says which belong together."""
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None: ...
+    def update(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None
+    ) -> None: ...
     def compute(self) -> Metrics: ...
 
 

@@ -203,8 +203,8 @@ def _data_for(node: Config, facts: Facts, quantiles: list[float] | None) -> Data
     if data.kind != facts.kind or data.class_names != facts.class_names:
         mine, theirs = ", ".join(facts.class_names[:5]), ", ".join(data.class_names[:5])
         raise Refused(f"data={data.name} has other classes ({theirs}, ...) than the run learned ({mine}, ...)")
-    if data.shape[0] != facts.shape[0] or len(data.shape) != len(facts.shape):
-        raise Refused(f"data={data.name} has rows of shape {data.shape}; the run learned {facts.shape}")
+    if not data.form.fits(facts.form):
+        raise Refused(f"data={data.name} has rows of another form ({data.form}) than the run learned ({facts.form})")
     data.input_mean, data.input_std = facts.input_mean, facts.input_std
     return data
 

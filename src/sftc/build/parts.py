@@ -26,6 +26,7 @@ from sftc.tasks import TASKS, check_quantiles, fitting_loss, fitting_monitor
 from sftc.types import Form, Strategy, Task
 
 Config = dict[str, Any]
+UNTOLD = ("family", "name", "params", "mean", "std", "config")  # of a model's facts, in the line about it
 
 
 def check(cfg: Config) -> None:
@@ -72,11 +73,12 @@ def task(cfg: Config, data: Data | Facts) -> Task:
     node = dict(cfg["loss"])
     more: dict[str, Any] = {"loss": fitting_loss(node.pop("name"), data.kind), "monitor": cfg["monitor"]}
     smoothing = node.pop("smoothing", 0.0)
-    if data.kind == "classes":
+    classes = "classes" in TASKS[data.kind].offers
+    if classes:
         more["smoothing"] = smoothing
     elif smoothing:
         raise Refused(f"loss.smoothing={smoothing} is for classes; the data holds {data.kind}: leave it at 0")
-    if data.kind != "classes" and cfg["model"].get("log_softmax"):
+    if not classes and cfg["model"].get("log_softmax"):
         raise Refused(f"model.log_softmax=true is for classes; the data holds {data.kind}: leave it at false")
     if data.kind == "values":
         return TASKS["values"](data.class_names, mean=data.target_mean, std=data.target_std, **more, **node)
@@ -109,15 +111,17 @@ def bare(node: Config) -> Config:
 def resolve_model(node: Config, model: nn.Module) -> Config:
     """Every `auto` of a model node replaced by what was chosen."""
     facts = getattr(model, "facts", {})
-    chosen = {k: facts[k] for k in ("input_size", "mean", "std") if k in facts and k in node}
+    chosen = {k: facts[k] for k in ("input_size", "mean", "std", "vocabulary", "config") if k in facts and k in node}
     pretrained = {"pretrained": facts.get("pretrained") == "loaded"}
     return {**resolve_files(node), **chosen, **(pretrained if "pretrained" in node else {})}
 
 
 def resolve_files(node: Config) -> Config:
-    """A model node whose file of weights is named by its full path."""
-    file = node.get("checkpoint")
-    return {**node, "checkpoint": os.path.abspath(os.path.expanduser(file))} if file else node
+    """A model node whose files are named by their full path."""
+    files = {key: os.path.expanduser(node[key]) for key in ("checkpoint", "path") if node.get(key)}
+    if "path" in files and not os.path.isdir(files["path"]):  # the name of a hub
+        del files["path"]
+    return {**node, **{key: os.path.abspath(file) for key, file in files.items()}}
 
 
 def largest_input(cfg: Config) -> int | None:
@@ -226,7 +230,7 @@ def first_model(cfg: Config, data: Data) -> models.Vision | models.Follower:
 def about(facts: Config) -> str:
     """One line on the model that was built."""
     facts = {k: v.get("summary", v) if isinstance(v, dict) else v for k, v in facts.items()}
-    rest = "; ".join(f"{k} {v}" for k, v in facts.items() if k not in ("family", "name", "params", "mean", "std"))
+    rest = "; ".join(f"{k} {v}" for k, v in facts.items() if k not in UNTOLD)
     return f"model {facts['name']}: {facts['params']:,} parameters; {rest}"
 
 

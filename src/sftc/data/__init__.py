@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
-from sftc.data import bundled, classic_tables, classics, folder, tabular
+from sftc.data import bundled, classic_tables, classics, conll, folder, tabular, text
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
 from sftc.data.split import Raw, chosen, repeated, splits, weights
@@ -26,37 +26,41 @@ __all__ = ["READERS", "Augment", "Data", "Split", "Table", "build", "check"]
 class Reader:
     """How a data set is opened, and what is known before."""
 
-    __slots__ = ("check", "images", "kind", "locate", "open")
+    __slots__ = ("check", "form", "kind", "locate", "open")
 
     def __init__(
         self,
         open: Callable[..., Raw],
         kind: str | None = "classes",
-        images: bool = True,
+        form: str = "picture",
         locate: Callable[[str | None], object] | None = None,
         check: Callable[[Mapping[str, Any]], None] = lambda own: None,
     ) -> None:
         self.open = open  # its keyword arguments are its keys in the YAML
         self.kind = kind  # None: the key `kind` says
-        self.images = images
+        self.form = form  # of its rows, a kind of types.Form
         self.locate = locate  # refuses a root without the files
         self.check = check  # refuses values of its own keys
 
 
 READERS = {
     "digits": Reader(bundled.digits),
-    "breast_cancer": Reader(classic_tables.breast_cancer, images=False),
-    "wine": Reader(classic_tables.wine, images=False),
-    "iris": Reader(classic_tables.iris, images=False),
-    "diabetes": Reader(classic_tables.diabetes, "values", images=False),
+    "breast_cancer": Reader(classic_tables.breast_cancer, form="table"),
+    "wine": Reader(classic_tables.wine, form="table"),
+    "iris": Reader(classic_tables.iris, form="table"),
+    "diabetes": Reader(classic_tables.diabetes, "values", form="table"),
     "mnist": Reader(classics.mnist, locate=classics.locate_mnist),
     "fashion_mnist": Reader(classics.fashion_mnist, locate=classics.locate_fashion),
     "cifar10": Reader(classics.cifar10, locate=classics.locate_cifar),
     "cifar100": Reader(classics.cifar100, locate=classics.locate_cifar100),
     "image_folder": Reader(folder.image_folder, locate=folder.locate),
     "fake": Reader(bundled.fake, None),
-    "tabular": Reader(tabular.tabular, None, images=False, locate=tabular.locate, check=tabular.check),
+    "tabular": Reader(tabular.tabular, None, form="table", locate=tabular.locate, check=tabular.check),
+    "text_csv": Reader(text.text_csv, form="text", locate=text.locate_files),
+    "text_folder": Reader(text.text_folder, form="text", locate=folder.locate),
+    "conll": Reader(conll.conll, "tags", "text", locate=conll.locate),
 }
+HOLDS = {"table": "tables", "text": "texts", "sound": "sounds"}  # what is no picture, in words
 
 # The keys every data set has, with their defaults; conf/data/_base.yaml describes them.
 COMMON: dict[str, Any] = {
@@ -130,7 +134,7 @@ def build(
     if quantiles and raw.kind == "values":
         parts = {name: repeated(split, len(quantiles)) for name, split in parts.items()}
         raw.class_names = [f"{name} q{q:g}" for name in raw.class_names for q in quantiles]
-    labelled = _labelled(parts["train"], raw.kind, common["unlabeled"])
+    labelled = _labelled(parts["train"], common["unlabeled"])
     data = Data(
         name=str(spec["name"]),
         kind=raw.kind,
@@ -169,8 +173,8 @@ def _check_common(reader: Reader, own: dict[str, Any], common: dict[str, Any], n
     size = common["size"]
     if size != "auto" and (not isinstance(size, int) or size < 1):
         raise Refused(f"data.size={size} must be auto or a number of pixels")
-    if not reader.images and size != "auto":
-        raise Refused(f"data={name} holds tables, not images: leave out data.size")
+    if reader.form != "picture" and size != "auto":
+        raise Refused(f"data={name} holds {HOLDS[reader.form]}, not images: leave out data.size")
     for key in ("limit", "eval_limit"):
         value = common[key]
         if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
@@ -197,8 +201,8 @@ def _check_targets(kind: str, common: dict[str, Any]) -> None:
         )
     if given not in (None, "none") and kind == "values":
         raise Refused("data.class_weights needs classes or labels, and this data set has values: set it to none")
-    if common["classes"] is not None and kind == "values":
-        raise Refused("data.classes chooses among classes or labels, and this data set has values: leave it out")
+    if common["classes"] is not None and kind in ("values", "tags"):
+        raise Refused(f"data.classes chooses among classes or labels, and this data set has {kind}: leave it out")
 
 
 def _above_zero(weight: object) -> bool:
@@ -211,9 +215,9 @@ def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) 
         if key not in known:
             raise Refused(f"data.augment.{key} is not known{nearest(key, known)} (one of: {', '.join(known)})")
     augment = Augment(**common["augment"])
-    if augment.active and not reader.images:
+    if augment.active and reader.form != "picture":
         on = ", ".join(k for k, v in common["augment"].items() if v != known[k].default)
-        raise Refused(f"data.augment.{on} changes images, and this data set holds tables: leave it out")
+        raise Refused(f"data.augment.{on} changes images, and this data set holds {HOLDS[reader.form]}: leave it out")
     if augment.mixes and _kind(reader, own) == "values":
         raise Refused("data.augment: mixup and cutmix mix classes, and this data set has values: set both to 0")
 
@@ -226,14 +230,14 @@ def _check_built(data: Data) -> None:
         raise Refused(f"data.augment.crop={augment.crop} is more than the images' {data.shape[-1]} pixels")
 
 
-def _labelled(train: Split, kind: str, unlabeled: float | None) -> torch.Tensor:
-    """How many training rows have a label, for each column of the targets.
+def _labelled(train: Split, unlabeled: float | None) -> torch.Tensor:
+    """How many training rows have a label, for each column of floating targets; how many positions, of classes.
 
     Raises:
         Refused: none has.
     """
     target = train.target[train.rows]
-    known = target >= 0 if kind == "classes" else ~target.isnan()
+    known = ~target.isnan() if target.is_floating_point() else (target >= 0).flatten()
     if unlabeled and not known.any():
         raise Refused(
             f"no training row has a label (data.unlabeled={unlabeled} of {len(train.rows)} rows): "

@@ -22,12 +22,14 @@ class Table(Protocol):
     """Raw rows by number. Reading the same row twice gives the same bytes.
 
     A table may have more: `describe(row)`, what a person knows a row by; `about`, what models must know of it besides
-    the shape (types.Form); `corpus`, its training rows as text. One whose rows differ in length holds them in memory,
+    the shape (types.Form); `corpus(rows)`, those rows as text. One whose rows differ in length holds them in memory,
     says `lengths` [n], and pads what it reads to the longest row asked for; `host` then keeps batches on the CPU,
-    wherever the model is.
+    wherever the model is. Where a row has an answer at each of several positions, and not all rows as many, `extent`
+    [n] says how many: the others weigh nothing.
     """
 
-    target: Tensor  # [n] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)
+    # [n] or [n, *positions] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)
+    target: Tensor
     shape: tuple[int, ...]  # of one row: (C, H, W) or (D,)
     nbytes: int  # of all rows, decoded
 
@@ -122,12 +124,12 @@ class Data:
     """A data set ready for training: splits, what a row looks like, and sources of batches.
 
     Attributes:
-        kind: "classes", "labels" (several per row) or "values".
+        kind: "classes", "labels" (several per row), "values" or "tags" (a class for each word).
         class_names: names of the classes, labels or values; as many as `out_dim`.
         form: of one row as batches hold it: (C, H, W) uint8 images, (D,) float32 tables, texts, sounds.
         shape: of one row, from its form.
         splits: "train", "val" and, unless data.test_share=0 left none, "test".
-        class_counts: [out_dim] labelled training rows per class or label; None for values.
+        class_counts: [out_dim] labelled training rows per class or label, words per tag; None for values.
         class_weights: [out_dim] float32 or None: what the task multiplies a row of that class by.
         target_mean, target_std: [K] over the labelled training rows for "values", else None.
         input_mean, input_std: [D] for tables (None for images): what sources standardise inputs by. A run
@@ -157,7 +159,9 @@ class Data:
         self.notes = [] if notes is None else notes
         train = splits["train"]
         table = train.table
-        self.form = Form(table.shape, about=getattr(table, "about", None), corpus=getattr(table, "corpus", None))
+        corpus = getattr(table, "corpus", None)
+        training = None if corpus is None else lambda: corpus(train.rows)
+        self.form = Form(table.shape, about=getattr(table, "about", None), corpus=training)
         self.shape = self.form.shape
         self.out_dim = len(class_names)
         self.class_weights: Tensor | None = None
@@ -168,7 +172,7 @@ class Data:
 
     def _measure(self, table: Table, rows: Tensor, target: Tensor) -> None:
         self.class_counts = self.target_mean = self.target_std = self.input_mean = self.input_std = None
-        if self.kind == "classes":
+        if not target.is_floating_point():
             self.class_counts = torch.bincount(target[target >= 0], minlength=self.out_dim)
         elif self.kind == "labels":
             self.class_counts = torch.nan_to_num(target).sum(0).long()
@@ -247,6 +251,7 @@ class Data:
             augment_seed=self.split_seed if reuse else seed,
             moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),
             second=second,
+            extent=getattr(part.table, "extent", None),
         )
 
     def _reader(

@@ -119,6 +119,7 @@ class Batches:
         augment_seed: int,
         moments: tuple[Tensor, Tensor] | None = None,
         second: Augment | None = None,
+        extent: Tensor | None = None,
     ) -> None:
         self.second = second  # how another view of every row is made, kept as batch.extra["second"]; None: none is
         self.plan, self.reader, self.device = plan, reader, device
@@ -130,6 +131,7 @@ class Batches:
         self.augmentation = "none" if augment is None else f"{augment.identity()}-{augment_seed}"
         self._target = target.to(device)
         self._moments = None if moments is None else tuple(m.to(device) for m in moments)
+        self._extent = None if extent is None else extent.to(device)  # [n] positions of a row that are real
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `epoch` from step `start` on."""
@@ -147,6 +149,9 @@ class Batches:
             if self._moments is not None:
                 raw = (raw - self._moments[0]) / self._moments[1]
             batch = Batch(raw, target[a:b], on_device[a:b], views[a:b])
+            if self._extent is not None:
+                place = torch.arange(target.shape[1], device=self.device)
+                batch.weight = (place < self._extent[batch.index].unsqueeze(1)).float()
             if lost is not None:
                 lost = lost.to(self.device)
                 batch.weight = (~lost).float()

@@ -5,7 +5,7 @@ All of it is a pure function of (split_seed, source row): teams of different run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ class Raw:
         self,
         kind: str,
         class_names: list[str],
-        tables: dict[str, Callable[[], Table]],
+        tables: Mapping[str, Callable[[], Table]],
         notes: list[str] | None = None,
     ) -> None:
-        self.kind = kind  # "classes", "labels" or "values"
+        self.kind = kind  # "classes", "labels", "values" or "tags"
         self.class_names = class_names
-        self.tables = tables
+        self.tables = dict(tables)
         self.notes = [] if notes is None else notes
 
 
@@ -49,7 +49,7 @@ def spread(rows: Tensor, stratum: Tensor, total: int, seed: int, stream: int) ->
 
 
 def strata(target: Tensor, rows: Tensor) -> Tensor:
-    """The class of each row; one stratum for several labels and for values."""
+    """The class of each row; one stratum for several labels, values and classes of many positions."""
     return target[rows] if target.dim() == 1 else torch.zeros_like(rows)
 
 
@@ -92,8 +92,8 @@ def chosen(kind: str, names: list[str], classes: list | None) -> list[int] | Non
     """
     if classes is None:
         return None
-    if kind == "values":
-        raise Refused("data.classes chooses among classes or labels; this data set has values")
+    if kind in ("values", "tags"):
+        raise Refused(f"data.classes chooses among classes or labels; this data set has {kind}")
     numbers = [_number(c, names) for c in classes]
     if len(set(numbers)) < len(numbers):
         raise Refused(f"data.classes={classes} names a class twice")
@@ -128,7 +128,7 @@ def relabelled(target: Tensor, rows: Tensor, kind: str, numbers: list[int] | Non
 def _check_targets(name: str, table: Table, raw: Raw) -> None:
     """Raises Refused: a row has a target that the data set cannot have."""
     target = table.target
-    if raw.kind == "classes":
+    if not target.is_floating_point():
         wrong, may = (
             (target < -1) | (target >= len(raw.class_names)),
             f"one of {len(raw.class_names)} classes from 0 on",

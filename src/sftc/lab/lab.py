@@ -147,9 +147,10 @@ class Lab:
         mine, theirs = self.facts, home.facts
         if mine.kind != theirs.kind:
             raise Refused(f"teacher {home.run.path} learned {theirs.kind}; the data holds {mine.kind}")
-        pictures = len(mine.shape) > 1
-        if len(mine.shape) != len(theirs.shape) or (pictures and mine.shape[0] not in (theirs.shape[0], 1)):
-            raise Refused(f"teacher {home.run.path} learned rows of shape {theirs.shape}; the data's are {mine.shape}")
+        grey = mine.shape[:1] == (1,) and mine.form.kind == theirs.form.kind == "picture"  # is repeated for each colour
+        tables = mine.form.kind == theirs.form.kind == "table"  # which are matched by their columns
+        if not grey and not tables and not mine.form.fits(theirs.form):
+            raise Refused(f"teacher {home.run.path} learned rows of form {theirs.form}; the data's are {mine.form}")
         inputs = adapt.rows(mine, theirs, f"teacher {home.run.path}")
         if more := adapt.ignored(mine, theirs):
             self.watch.say(f"teacher {home.run.path} never saw {', '.join(more)}, and answers without")

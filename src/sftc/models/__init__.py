@@ -1,9 +1,9 @@
 """Models: a config node in, `model(batch.inputs) -> logits [N, out_dim]` out.
 
-Families are an explicit table: our own small nets, those that distillation is compared on, and every architecture
-timm and torchvision know by name.
+Families are an explicit table: our own small nets, those that distillation is compared on, every architecture timm and
+torchvision know by name, and those that read texts.
 Pictures enter as raw bytes; normalising and resizing is the model's first module, so that a teacher and a
-student cannot disagree about a loader.
+student cannot disagree about a loader. So do texts, and tokenising is the model's first module.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from types import ModuleType
 from typing import Any
 
 from sftc.errors import Refused, choose
-from sftc.models import cifar, follower, heads, hub, keys, own, tabular, weights
+from sftc.models import cifar, follower, heads, hub, keys, own, tabular, text, weights
 from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
 from sftc.types import Form
 
 FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, "follower": follower}
-FAMILIES |= dict.fromkeys(hub.HUBS, hub) | dict.fromkeys(tabular.NETS, tabular)
+FAMILIES |= dict.fromkeys(hub.HUBS, hub) | dict.fromkeys(tabular.NETS, tabular) | dict.fromkeys(text.FAMILIES, text)
 
 # What the rows of each kind are called, the model to take for them, and who reads them besides pictures.
 ROWS = {"picture": "pictures", "table": "rows of numbers", "text": "texts", "sound": "sounds"}
-INSTEAD = {"picture": "simple_cnn", "table": "mlp"}
+INSTEAD = {"picture": "simple_cnn", "table": "mlp", "text": "text_cnn"}
 READS = {
     "mlp": ("picture", "table"),
     "linear": ("picture", "table"),
+    **dict.fromkeys(text.FAMILIES, ("text",)),
     "follower": tuple(ROWS),  # whatever its leaders read
     **dict.fromkeys(tabular.NETS, ("table",)),
 }

@@ -216,6 +216,11 @@ def _parts(module: nn.Module, path: str, body: dict[int, int]) -> Iterator[tuple
     if hasattr(module, "group_matcher"):
         yield from _timm_parts(module, prefix)
         return
+    if hasattr(module, "sections"):  # it says itself what its blocks are
+        sections: Any = module.sections
+        for names in sections():
+            yield prefix + _shared(names), [prefix + n for n in names], False
+        return
     loose = [prefix + name for name, _ in module.named_parameters(recurse=False)]
     if loose:
         yield path, loose, True

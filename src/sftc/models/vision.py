@@ -58,7 +58,8 @@ class Prepare(nn.Module):
 
 
 class Vision(nn.Module):
-    """`prepare` then `net`, then `head` where it has grown one. Tables take the same form, with nothing to prepare.
+    """`prepare` then `net`, then `head` where it has grown one. Tables take the same form, with nothing to prepare, and
+    texts, whose tokens are.
 
     Attributes:
         heads: paths of the modules that give the logits.
@@ -78,7 +79,7 @@ class Vision(nn.Module):
         self.aliases: dict[str, str] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N, C, H, W] raw pictures or [N, D] numbers -> logits [N, out_dim]."""
+        """[N, C, H, W] raw pictures, [N, D] numbers, [N, L] bytes -> logits [N, out_dim], of words [N, out_dim, T]."""
         out = self.net(self.prepare(inputs))
         return out if self.head is None else self.head(out)
 

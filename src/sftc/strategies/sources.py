@@ -28,9 +28,9 @@ def model_of(lab: Lab, source: Any) -> dict[str, Any]:
     home = lab.open(source)
     if not home.run.finished:
         raise Refused(f"source {source} is not finished; finish it: sftc train resume={source}")
-    mine, theirs = lab.facts.shape, home.facts.shape
-    if len(mine) != len(theirs) or mine[0] != theirs[0]:
-        raise Refused(f"source {source} learned rows of shape {theirs}; the target's are {mine}")
+    mine, theirs = lab.facts.form, home.facts.form
+    if not mine.fits(theirs):
+        raise Refused(f"source {source} learned rows of form {theirs}; the target's are {mine}")
     if home.run.config["model"]["family"] == "follower":
         raise Refused(f"source {source} is a follower, which reads leaders and cannot be one; name its leader")
     return bare(home)
@@ -101,7 +101,7 @@ def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
         start |= {k: p.default for k, p in own if k not in (*COMMON, "model_size") and p.default is not p.empty}
         if reader.locate is None:  # it needs no files
             start |= {k: COMMON[k] for k in ("root", "download")}
-        if not reader.images:
+        if reader.form != "picture":
             start |= {k: COMMON[k] for k in ("size", "augment")}
     return {**start, **source}
 

@@ -71,7 +71,7 @@ class _Pieces:
 
     def weights(self, target: Tensor, weight: Tensor | None) -> Tensor:
         known = self.task.labelled(target).float()
-        return known if weight is None else known * weight.reshape(-1, *[1] * (known.ndim - weight.ndim))
+        return known if weight is None else known * weight.reshape(*weight.shape, *[1] * (known.ndim - weight.ndim))
 
 
 class ClassMeter(_Pieces):
@@ -171,6 +171,8 @@ class TagMeter(ClassMeter):
 
     Tags without a scheme, as parts of speech are, are spans of one word each.
     """
+
+    dense = True
 
     def __init__(self, task: Any, full: bool) -> None:
         super().__init__(task, full)

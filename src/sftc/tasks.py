@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +138,11 @@ class Tagging(Classification):
 
     kind = "tags"
     metrics = ("span_f1", "accuracy", "f1", "ece", "nll", "brier", "loss")
+
+    def __init__(self, classes: Sequence[str], **more: Any) -> None:
+        super().__init__(classes, **more)
+        if find_spec("seqeval") is None:  # now, not after the first epoch
+            raise Refused("span F1 of tags needs seqeval: pip install 'sftc[text]'")
 
     def meter(self, full: bool = True) -> TagMeter:
         return TagMeter(self, full)

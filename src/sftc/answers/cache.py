@@ -268,7 +268,7 @@ class _Cache:
             start = int(torch.randint(source.steps, (1,), generator=draw))
             batch = next(iter(source.epoch(0, start)))
             some = torch.randperm(len(batch), generator=draw)[: math.ceil(check / len(asked))].to(batch.index.device)
-            batch = batch.map(lambda t, some=some: t[some])
+            batch = batch.map(lambda t, some=some: t[some.to(t.device)])  # texts stay on the host
             live, parts = self._answer(batch), answers.parts(batch)
             said = answers(batch).logits
             if said.shape != live.shape:

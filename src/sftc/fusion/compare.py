@@ -34,9 +34,19 @@ def paired(
 
 
 def against(
-    task: Task, candidates: Sequence[Tensor], base: Tensor, target: Tensor, draws: int = DRAWS, seed: int = 0
+    task: Task,
+    candidates: Sequence[Tensor],
+    base: Tensor,
+    target: Tensor,
+    draws: int = DRAWS,
+    seed: int = 0,
+    row: Tensor | None = None,
 ) -> list[dict[str, Difference]]:
-    """`paired` for many candidates on the same draws, which cost more than the comparing."""
+    """`paired` for many candidates on the same draws, which cost more than the comparing.
+
+    Args:
+        row: [N] which row each answer is about, where rows have several: whole rows are drawn.
+    """
     metrics = METRICS[kind_of(task)]
     out: list[dict[str, Difference]] = [{} for _ in candidates]
     values = [torch.stack([row_values(task, m, s, target) for s in (base, *candidates)]) for m in metrics]
@@ -49,7 +59,10 @@ def against(
         if not bool(keep.any()):
             raise Refused("nothing to compare: no row is labelled and has an answer of both")
         some = table[:, [0, *(i + 1 for i in group)]][:, :, keep]
-        drawn = _resample(some.flatten(0, 1), draws, seed).unflatten(0, some.shape[:2])  # [metrics, 1 + group, draws]
+        kept = None if row is None else row[keep]
+        drawn = _resample(some.flatten(0, 1), draws, seed, kept).unflatten(
+            0, some.shape[:2]
+        )  # [metrics, 1 + group, draws]
         for m, metric in enumerate(metrics):
             plain, means = total(metric, some[m].mean(1)), total(metric, drawn[m])
             for j, i in enumerate(group, 1):
@@ -57,8 +70,12 @@ def against(
     return out
 
 
-def _resample(values: Tensor, draws: int, seed: int) -> Tensor:
-    """Means [J, draws] of values [J, N] over N rows drawn with replacement, the same rows for all J."""
+def _resample(values: Tensor, draws: int, seed: int, row: Tensor | None = None) -> Tensor:
+    """Means [J, draws] of values [J, N] over rows drawn with replacement, the same rows for all J."""
+    size = values.new_ones(values.shape[1])  # answers of each row
+    if row is not None and len(row.unique()) < len(row):
+        at, size = row.unique(return_inverse=True, return_counts=True)[1:]
+        values, size = values.new_zeros(len(values), len(size)).index_add(1, at, values), size.to(values.dtype)
     rows = values.shape[1]
     generator = torch.Generator().manual_seed(seed)
     step = max(1, BLOCK // rows)
@@ -67,7 +84,7 @@ def _resample(values: Tensor, draws: int, seed: int) -> Tensor:
         n = min(step, draws - a)
         drawn = torch.randint(rows, (n, rows), generator=generator)
         counts = torch.zeros(n, rows, dtype=values.dtype).scatter_add_(1, drawn, values.new_ones(1).expand(n, rows))
-        means.append(values @ counts.T / rows)
+        means.append(values @ counts.T / (counts @ size))
     return torch.cat(means, 1)
 
 

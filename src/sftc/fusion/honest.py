@@ -23,16 +23,20 @@ def crossfit(
     features: Sequence[Tensor] = (),
     folds: int = FOLDS,
     seed: int = 0,
+    row: Tensor | None = None,
 ) -> Tensor:
     """Fused scores [N, C] of all rows, each by a fuser and a temperature that have not seen its label.
 
     Folds are stratified by class and a pure function of (target, folds, seed). Unlabelled rows get scores too.
 
+    Args:
+        row: [N] which row each answer is about, where rows have several: those of one are held out together.
+
     Raises:
         Refused: fewer than two labelled rows or folds.
     """
-    raw = out_of_fold(make_fuser, scores, target, features, folds, seed)
-    return tempered(make_fuser().task, raw, target, folds, seed)
+    raw = out_of_fold(make_fuser, scores, target, features, folds, seed, row)
+    return tempered(make_fuser().task, raw, target, folds, seed, row)
 
 
 def out_of_fold(
@@ -42,6 +46,7 @@ def out_of_fold(
     features: Sequence[Tensor] = (),
     folds: int = FOLDS,
     seed: int = 0,
+    row: Tensor | None = None,
 ) -> Tensor:
     """`crossfit` without a temperature: what the temperature that is kept is best fitted on.
 
@@ -50,7 +55,7 @@ def out_of_fold(
     fuser = make_fuser()
     if not fuser.needs_fit:
         return fuser.apply(scores, features)
-    fold = _folds(fuser.task, target, folds, seed)
+    fold = _folds(fuser.task, target, folds, seed, row)
     out = torch.empty(scores.shape[1:], dtype=scores.dtype)
     for k in range(int(fold.max()) + 1):
         held = (fold == k).nonzero()[:, 0]
@@ -60,11 +65,13 @@ def out_of_fold(
     return out
 
 
-def tempered(task: Task, fused: Tensor, target: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
+def tempered(
+    task: Task, fused: Tensor, target: Tensor, folds: int = FOLDS, seed: int = 0, row: Tensor | None = None
+) -> Tensor:
     """`fused` [N, C] at a temperature: of each fold at the one fitted on the others. Values are passed on."""
     if kind_of(task) == "values":
         return fused
-    fold = _folds(task, target, folds, seed)
+    fold = _folds(task, target, folds, seed, row)
     out = fused.clone()
     last = 0.0
     for k in range(int(fold.max()) + 1):
@@ -75,8 +82,9 @@ def tempered(task: Task, fused: Tensor, target: Tensor, folds: int = FOLDS, seed
     return out
 
 
-def _folds(task: Task, target: Tensor, folds: int, seed: int) -> Tensor:
-    rows = int(labelled(target).sum())
+def _folds(task: Task, target: Tensor, folds: int, seed: int, row: Tensor | None) -> Tensor:
+    known = labelled(target)
+    rows = int(known.sum()) if row is None else len(row[known].unique())
     if folds < 2 or rows < 2:
         raise Refused(f"cross-fitting needs 2 folds and 2 labelled rows at least; there are {folds} and {rows}")
-    return assign(task, target, min(folds, rows), seed)
+    return assign(task, target, min(folds, rows), seed, row)

@@ -89,7 +89,7 @@ def _fused(lab: Lab, said: list[Predictions]) -> Metrics:
     """Metrics of the members' mean scores."""
     meter = lab.task.meter()
     scores = fusion.make("mean", lab.task).apply(torch.stack([p.scores for p in said]))
-    meter.update(lab.task.logits(scores), said[0].target)
+    meter.update(lab.task.logits(scores), said[0].target, row=said[0].row)
     return meter.compute()
 
 

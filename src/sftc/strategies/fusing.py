@@ -55,6 +55,10 @@ class Outcome:
         self.taps = _taps(rule.get("taps") or [], len(voices))
         if any(self.taps) and any(len(v.unit.homes) > 1 for v in voices):
             raise Refused("fuse.taps: folds of a model have no layer in common; leave taps out, or fuse single models")
+        if any(self.taps) and len(voices[0].found["val"].row.unique()) < len(voices[0].found["val"].row):
+            raise Refused(
+                "fuse.taps: layers are averaged over a row, and each row has several answers here; use stacking"
+            )
         self.task = lab.task
         self.made_with = self._options()
         heat = heat and "probabilities" in lab.task.offers
@@ -63,7 +67,8 @@ class Outcome:
         held, target = self._held_out(lab, scores["val"], features["val"])
         temperature = fusion.Temperature(lab.task).fit(held, target) if heat else None
         self.temperature = 1.0 if temperature is None else temperature.value
-        honest = tempered(lab.task, held, target, seed=lab.split_seed) if heat else held
+        row = voices[0].found["val"].row
+        honest = tempered(lab.task, held, target, seed=lab.split_seed, row=row) if heat else held
         self.found = {"val": _like(first["val"], honest)}
         if "test" in first:
             fused = self.pooling.apply(scores["test"], features["test"])
@@ -88,12 +93,13 @@ class Outcome:
 
     def _held_out(self, lab: Lab, val: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Fused scores of validation rows that the rule was not fitted on; and the rule, fitted for use."""
-        target = self.voices[0].found["val"].target
+        known = self.voices[0].found["val"]
+        target = known.target
         self.pooling = self.make()
         trained_on = None if features else heldout.by_folds(lab, self.voices)
         if trained_on is None:
             self.pooling.fit(val, target, features)
-            return out_of_fold(self.make, val, target, features, seed=lab.split_seed), target
+            return out_of_fold(self.make, val, target, features, seed=lab.split_seed, row=known.row), target
         self.pooling.fit(*trained_on)  # on training rows that none of the folds had seen: validation stays fresh
         return self.pooling.apply(val), target
 

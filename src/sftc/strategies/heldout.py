@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
 
 def by_folds(lab: Lab, voices: Sequence[Voice]) -> tuple[Tensor, Tensor] | None:
-    """Scores of the training rows [M, N, C], each by the fold that did not learn from it, if all voices are folds."""
+    """Scores of the training answers [M, P, C], each by the fold that did not learn it, if all are folds."""
     if not all(v.unit.folds for v in voices):
         return None
-    split = lab.data.splits["train"]
-    return torch.stack([of_folds(lab, v.unit) for v in voices]), split.target[split.rows]
+    return torch.stack([of_folds(lab, v.unit) for v in voices]), _answers(lab)[1]
 
 
 def of_folds(lab: Lab, unit: Unit) -> Tensor:
-    """Scores [N, C] of the training rows, each by the fold of the unit that did not learn from it."""
+    """Scores [P, C] of the training rows' answers, each by the fold of the unit that did not learn from it."""
     return _beyond(lab, unit.homes, unit.folds or [])
 
 
@@ -38,11 +37,10 @@ def out_of_bag(lab: Lab, units: Sequence[Unit]) -> dict[str, Any]:
     """
     if not all(u.out_of_bag is not None for u in units):
         return {}
-    split = lab.data.splits["train"]
-    target = split.target[split.rows]
+    rows, target = _answers(lab)
     scores = torch.stack([_beyond(lab, u.homes, [_rows(u)]) for u in units])
-    each = {u.name: _scored(lab, own, target, split.rows) for u, own in zip(units, scores, strict=True)}
-    bag = _scored(lab, fusion.make("mean", lab.task).apply(scores), target, split.rows)
+    each = {u.name: _scored(lab, own, target, rows) for u, own in zip(units, scores, strict=True)}
+    bag = _scored(lab, fusion.make("mean", lab.task).apply(scores), target, rows)
     return {"out_of_bag": {"bag": bag, "members": each}}
 
 
@@ -59,16 +57,25 @@ def _scored(lab: Lab, scores: Tensor, target: Tensor, rows: Tensor) -> dict[str,
 
 
 def _beyond(lab: Lab, homes: Sequence[Lab], held: Sequence[Tensor]) -> Tensor:
-    """[N, C] over the training rows: of each home the rows that it is asked about; NaN where nobody is."""
-    rows = lab.data.splits["train"].rows
-    place = torch.full((int(rows.max()) + 1,), -1)
-    place[rows] = torch.arange(len(rows))
+    """[P, C] over the training rows' answers: of each home the rows that it is asked about; NaN where nobody is."""
+    rows = _answers(lab)[0]
     scores = torch.full((len(rows), lab.task.out_dim), torch.nan)
     for home, own in zip(homes, held, strict=True):
         if len(own):
             found = lab.predict(home.restore(), "train", rows=own)
-            scores[place[found.row]] = found.scores
+            scores[torch.isin(rows, found.row)] = found.scores[found.row.argsort(stable=True)]
     return scores
+
+
+def _answers(lab: Lab) -> tuple[Tensor, Tensor]:
+    """Row and target of every answer about the training rows, as predictions hold them: one a row, or the known ones of
+    rows with several."""
+    split = lab.data.splits["train"]
+    rows, target = split.rows, split.target[split.rows]
+    if target.ndim == 1 or target.is_floating_point():
+        return rows, target
+    known = target >= 0
+    return rows[known.nonzero()[:, 0]], target[known]
 
 
 def chosen(units: Sequence[Unit]) -> dict[str, str]:

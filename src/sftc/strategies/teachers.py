@@ -155,10 +155,11 @@ def _weak(lab: Lab, path: str, metrics: Metrics) -> str | None:
     """Why a teacher has nothing to say: by the monitor it is no better than the best constant answer."""
     val = lab.data.splits["val"]
     target = val.target[val.rows]
-    known = target[lab.task.labelled(target)]
+    there = lab.task.labelled(target)
+    known = target[there]
     constant = lab.task.constant(known)
     meter = lab.task.meter(full=False)
-    meter.update(constant.expand(len(known), -1), known)
+    meter.update(constant.expand(len(known), -1), known, row=there.nonzero()[:, 0])
     name = lab.task.monitor
     ours, least = metrics[name], meter.compute()[name]
     better = ours > least if lab.task.maximize else ours < least

@@ -119,7 +119,7 @@ def comparable(voices: list[Voice]) -> None:
 def scored(task: Task, p: Predictions) -> Metrics:
     """Metrics of stored scores."""
     meter = task.meter(full=False)
-    meter.update(task.logits(p.scores), p.target)
+    meter.update(task.logits(p.scores), p.target, row=p.row)
     return meter.compute()
 
 
@@ -141,7 +141,9 @@ def tables(lab: Lab, voices: list[Voice], outcomes: list[Outcome], best: Outcome
     single = min(range(len(voices)), key=lambda i: cost(rows[i]["val"]))
     alone, gains = voices[single].found, {}
     for split, base in alone.items():
-        gains[split] = compare.against(lab.task, [o.found[split].scores for o in outcomes], base.scores, base.target)
+        gains[split] = compare.against(
+            lab.task, [o.found[split].scores for o in outcomes], base.scores, base.target, row=base.row
+        )
     for i, outcome in enumerate(outcomes):
         used = _used(outcome, len(voices))
         size = {k: sum(rows[j][k] for j in used) for k in ("params", "ms_per_row")}

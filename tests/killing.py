@@ -32,6 +32,7 @@ from sftc.loop.steps import Steps
 from sftc.metrics import _Pieces
 from sftc.store import Run, checkpoints, files, reading
 from sftc.store.checkpoints import Checkpoints
+from texts import write_conll, write_csv
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ CASES = (
     Case("bf16, clipped", ("device.precision=bf16-mixed", "clip=0.1", *DROPS)),
     Case("streaming", (*FOLDER, "data.workers=0", *DROPS), slow=True),
     Case("streaming, workers", (*FOLDER, "data.workers=2", "epochs=2")),
+    Case("texts", ("data=text_csv", "data.root={texts}", "model=text_cnn", "model.min_count=1", "model.dim=8")),
+    Case(
+        "words", ("data=conll", "data.root={words}", "model=bilstm", "model.min_count=1", "model.hidden=8"), slow=True
+    ),
     Case("kd live", ("strategy=kd", "model@strategy.teacher=mlp", "strategy.teacher_outputs=live", *DROPS)),
     Case("kd cached", ("data=fake", "strategy=kd", "strategy.teachers=[{teacher}]", "strategy.teacher_outputs=cached")),
     Case("kd mutual", ("strategy=kd", "strategy.peers=2", "strategy.teacher_epochs=1", *DROPS)),
@@ -189,7 +194,8 @@ def _made() -> dict[str, str]:
     cfg = config(*SMALL, "data=fake", "model.hidden=[24]", "ema=0.9", "device.precision=bf16-mixed")
     build.check(cfg)
     build.train(cfg, home / "teacher", [], "sftc train")
-    return {"pictures": str(pictures), "teacher": str(home / "teacher")}
+    texts, words = write_csv(home / "texts"), write_conll(home / "words")
+    return {"pictures": str(pictures), "teacher": str(home / "teacher"), "texts": str(texts), "words": str(words)}
 
 
 @cache

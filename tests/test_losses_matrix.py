@@ -172,3 +172,37 @@ def test_a_gpu_gives_what_the_cpu_gives(team):
         there.terms.load_state_dict(here.terms.state_dict())  # projectors are drawn on the device
         losses = [made([rows], made.totals([rows])).loss.item() for made, rows in both]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3), name
+
+
+def dense(name: str, teachers: int = 1, **more) -> Objective:
+    """As `objective`, with an answer at each of four positions."""
+    device = Device("cpu", threads=1)
+
+    def positions(seed: int, width: int) -> nn.Module:
+        return nn.Sequential(*net(seed, width)[:-1], nn.Linear(4 * width, 12), nn.Unflatten(1, (3, 4)))
+
+    live = [Live(positions(10 + i, 5 + i), device, ["1"]) for i in range(teachers)]
+    return Objective([Learner(positions(0, 6), classes(), terms={name: make(name, **more)}, teachers=live)], device)
+
+
+def positions(padding: int = -1) -> Batch:
+    """A row has one to four positions that are real; of the others the target is `padding`, the weight 0."""
+    flat = batch()
+    real = torch.arange(4) <= torch.arange(N).unsqueeze(1) % 4
+    target = torch.randint(3, (N, 4), generator=torch.Generator().manual_seed(6)).masked_fill(~real, padding)
+    target[::5] = torch.where(real[::5], -1, padding)  # rows without a label
+    return Batch(flat.inputs, target, flat.index, weight=real.float())
+
+
+@pytest.mark.parametrize("name", [n for n, kind in fitting() if kind == "classes"])
+def test_every_term_takes_answers_at_positions(name):
+    loss, grads = step(dense(name, teachers=2), positions())
+    assert loss > 0
+    assert any(g.abs().sum() > 0 for g in grads)
+    assert all(g.isfinite().all() for g in grads)
+    again, _ = step(dense(name, teachers=2), positions(padding=1))
+    assert again == pytest.approx(loss)  # what a position of weight 0 holds is nobody's business
+    if name in ROWWISE:
+        pieces, got = step(dense(name, teachers=2), positions(), pieces=3)
+        assert pieces == pytest.approx(loss, rel=1e-5)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, grads, strict=True))

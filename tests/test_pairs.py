@@ -273,6 +273,7 @@ SLOW = {"kd_cifar10"}  # ResNet-50 at 224 pixels
 def test_smoke_runs_every_experiment(name: str, roots, tmp_path: Path):
     data = chosen(DIRS, "train", [f"experiment={name}"]).get("data")
     more = f" ++strategy.source.root={roots['cifar10']}" if name.startswith("leader_cifar10") else ""
+    more += f" model.path={bert()} model.max_length=64" if name == "sft_bert" else ""
     row = {"experiment": name + more, **({"data": data} if data else {})}
     run = smoke(row, roots, tmp_path / "run")
     assert run.finished

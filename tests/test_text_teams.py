@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from problems import After, config, lab, plain, same, told
 from sftc import build
@@ -185,3 +186,38 @@ def test_padding_teaches_nobody(roots, tmp_path):
     made.prepare([batch])
     weight = made.totals([batch])["student", "soft"]
     assert float(weight[0]) == float((batch.target >= 0).sum()) < batch.target.numel()
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("text_csv", "pooler"), ("text_csv", "mean"), ("conll", "mean")])
+def test_an_exported_encoder_is_opened_by_plain_transformers(kind, pooling, roots, tmp_path):
+    import transformers
+
+    words = (f"data={kind}", f"data.root={roots[kind]}", "data.limit=null", *encoder(), f"model.pooling={pooling}")
+    run, out = plain(tmp_path / "run", *words), tmp_path / "out"
+    build.export(config(f"run={run.path}", f"out={out}", "format=hf", command="export"))
+    home = Bench(Device(**run.config["device"])).open(run.path)
+    model, batch = home.restore(), next(iter(home.source("val").epoch(0)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    texts = [bytes(row.numpy()).rstrip(b"\0\x1f").decode() for row in batch.inputs]
+    many = kind == "conll"
+    given = tokenizer(
+        [t.split("\x1f") for t in texts] if many else texts, is_split_into_words=many, padding=True, return_tensors="pt"
+    )
+    if pooling == "mean" and not many:
+        hidden, mask = (
+            transformers.AutoModel.from_pretrained(out)(**given).last_hidden_state,
+            given["attention_mask"][..., None],
+        )
+        head = load_file(out / "head.safetensors")
+        theirs = (hidden * mask).sum(1) / mask.sum(1) @ head["weight"].T + head["bias"]
+    else:
+        auto = transformers.AutoModelForTokenClassification if many else transformers.AutoModelForSequenceClassification
+        opened = auto.from_pretrained(out)
+        assert list(opened.config.id2label.values()) == home.facts.class_names
+        theirs = opened(**given).logits
+    ours = model(batch.inputs)
+    if many:
+        at = model.prepare(batch.inputs).at
+        theirs = theirs.flatten(0, 1)[at.clamp_min(0)].movedim(-1, 1)
+        ours, theirs = (x.masked_fill((at < 0).unsqueeze(1), 0) for x in (ours, theirs))
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)

@@ -227,7 +227,8 @@ def _stored_metrics(run: Run, data: Data, split: str) -> tuple[Metrics | None, s
 
 
 def export(cfg: Config) -> None:
-    """`sftc export run=RUN [out=FOLDER]`: model.safetensors and config.json that need nothing else of the run.
+    """`sftc export run=RUN [out=FOLDER]`: model.safetensors and config.json that need nothing else of the run; with
+    format=hf a folder that transformers opens.
 
     The safetensors file alone is enough: its metadata holds the same config, classes, scaling and numbers.
     """
@@ -240,6 +241,12 @@ def export(cfg: Config) -> None:
         folder = Path(cfg["out"]) if cfg["out"] else run.inside("export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")
+    if cfg["format"] == "hf":
+        with blaming(run):
+            folder.mkdir(parents=True, exist_ok=True)
+            said = models.text.write_plain(model, folder, facts.class_names)
+        report.show(folder if cfg.get("quiet") else f"wrote {folder}: {said}")
+        return
     which = result if cfg["weights"] == "model" else result["last"]
     about = {
         "model": parts.bare(stored["model"]),

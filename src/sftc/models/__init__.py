@@ -75,4 +75,4 @@ def build(spec: Mapping[str, Any], *, out_dim: int, form: Form | Sequence[int]) 
     return model
 
 
-__all__ = ["FAMILIES", "Follower", "Prepare", "Vision", "build", "check"]
+__all__ = ["FAMILIES", "Follower", "Prepare", "Vision", "build", "check", "text"]

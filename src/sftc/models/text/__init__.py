@@ -7,8 +7,9 @@ run is built again without its data, its folder or a hub; the tokeniser itself i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -83,6 +84,13 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> Vision:
     net = TextNet(body, body.width, out_dim, pooling, node["dropout"])
     facts: dict[str, Any] = {"pretrained": "no"}
     return finished("words", held, size, node, net, facts, form, tokens.PADDING)
+
+
+def write_plain(model: nn.Module, folder: Path, classes: Sequence[str]) -> str:
+    """The trained model as a folder of transformers'; what was written, in words. Raises Refused: it is none of its."""
+    from sftc.models.text import plain
+
+    return plain.write(model, folder, classes)
 
 
 def finished(

@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 def check(spec: Mapping[str, Any]) -> None:
     """Raises Refused: no transformers, no such model, no such pooling."""
     node = {**text.HF, **keys.rest(spec)}
-    _library()
+    library()
     choose("model.pooling", node["pooling"], ("auto", *POOLS))
     if node["config"]:
         _check_config(node["config"])
@@ -131,7 +131,7 @@ def _held(spec: Mapping[str, Any], node: Mapping[str, Any], form: Form) -> bytes
     return held if held is not None and len(held) == sizes[1] else int(sizes[1])
 
 
-def _library() -> Any:
+def library() -> Any:
     try:
         import transformers
     except ImportError:
@@ -140,9 +140,9 @@ def _library() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What the library says while it loads is ours to say."""
-    log = _library().utils.logging
+    log = library().utils.logging
     was, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()
@@ -171,8 +171,8 @@ def _published(path: str) -> dict[str, Any]:
     """The config of a model, as a run stores it. Raises Refused: it cannot be had, or is no text encoder of ours."""
     place = _place(path)
     try:
-        with _quiet():
-            config = _library().AutoConfig.from_pretrained(place, trust_remote_code=False)
+        with quiet():
+            config = library().AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as e:  # OSError for a name nobody knows, ValueError for a type, and others of its own
         where = "" if os.path.isdir(place) else " is no folder here, and as a name of a hub"
         raise Refused(f"model.path={path}{where} cannot be read: {weights.line(e)}") from None
@@ -216,8 +216,8 @@ def _check_length(longest: int, config: Mapping[str, Any]) -> None:
 def _tokeniser(path: str) -> bytes:
     """The JSON of a model's tokeniser. Raises Refused: it has none, or none of the fast kind."""
     try:
-        with _quiet():
-            made = _library().AutoTokenizer.from_pretrained(_place(path), trust_remote_code=False)
+        with quiet():
+            made = library().AutoTokenizer.from_pretrained(_place(path), trust_remote_code=False)
         return made.backend_tokenizer.to_str().encode()
     except Exception as e:
         raise Refused(f"model.path={path} has no tokeniser that can be read: {weights.line(e)}") from None
@@ -225,14 +225,14 @@ def _tokeniser(path: str) -> bytes:
 
 def _encoder(config: Mapping[str, Any], path: str, load: bool, must: bool) -> tuple[Any, list[str], str]:
     """The encoder, which of its parameters no file had, and what to say of its weights."""
-    library = _library()
+    made_of = library()
     rest = {k: v for k, v in config.items() if k != "model_type"}
     try:
-        with _quiet():
-            made = library.AutoConfig.for_model(config["model_type"], **rest)
+        with quiet():
+            made = made_of.AutoConfig.for_model(config["model_type"], **rest)
             if load:
                 with contextlib.suppress(OSError) if not must else contextlib.nullcontext():
-                    found, info = library.AutoModel.from_pretrained(
+                    found, info = made_of.AutoModel.from_pretrained(
                         _place(path),
                         config=made,
                         trust_remote_code=False,
@@ -240,7 +240,7 @@ def _encoder(config: Mapping[str, Any], path: str, load: bool, must: bool) -> tu
                         dtype=torch.float32,
                     )
                     return found, list(info["missing_keys"]), "loaded"
-            encoder = library.AutoModel.from_config(made, trust_remote_code=False, dtype=torch.float32)
+            encoder = made_of.AutoModel.from_config(made, trust_remote_code=False, dtype=torch.float32)
     except Refused:
         raise
     except Exception as e:

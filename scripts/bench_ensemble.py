@@ -1,7 +1,7 @@
 """What making and fusing teams costs; what they bring is bench_teams.py.
 
 scripts/bench_ensemble.py many [RUNS=50]         fuse=all of stored runs of 10,000 x 100 scores: CPU time, memory
-scripts/bench_ensemble.py lockstep [ROUNDS=5]    five members on a folder of PNGs, one after another and in lockstep
+scripts/bench_ensemble.py lockstep [ROUNDS=5]    five members on a folder of PNGs, one by one, in lockstep and stacked
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sftc.types import Predictions
 PNGS = ("data=image_folder", "data.cache=none", "data.workers=0", "data.augment.flip=0.5", "device=cpu")
 TEAM = ("strategy=ensemble", "strategy.n=5", "epochs=2", "device.threads=1")
 NETS = {"mlp": ("model=mlp",), "simple_cnn": ("model=simple_cnn",)}
+WAYS = ("false", "true", "vmap")  # of strategy.lockstep
 
 
 def sftc(*words: str) -> None:
@@ -80,7 +81,7 @@ def full(folder: Path, count: int) -> None:
 
 
 def lockstep(folder: Path, rounds: int) -> None:
-    """CPU seconds of a whole training in this process, the two ways in turn, so that a busy machine hits both."""
+    """CPU seconds of a whole training in this process, all ways in turn, so that a busy machine hits each."""
     generator = torch.Generator().manual_seed(0)
     for split, each in (("train", 120), ("val", 20)):
         for name in range(10):
@@ -89,20 +90,19 @@ def lockstep(folder: Path, rounds: int) -> None:
                 picture = torch.randint(256, (3, 32, 32), generator=generator, dtype=torch.uint8)
                 write_png(picture, str(folder / "pngs" / split / str(name) / f"{i}.png"))
     for name, net in NETS.items():
-        ratios = []
+        took: dict[str, list[float]] = {way: [] for way in WAYS}
         for i in range(rounds + 1):
-            took = {}
-            for way in ("false", "true"):
+            for way in WAYS:
                 words = [*PNGS, f"data.root={folder}/pngs", *TEAM, *net, f"strategy.lockstep={way}", "quiet=true"]
                 words += ["fuse@strategy.fuse=mean"]
                 cfg = compose.check_all("train", words, [conf.conf_dir()], sweep=False).values
                 begun = time.process_time()
                 build.train(cfg, folder / f"{name}-{way}{i}", words, "sftc train")
-                took[way] = time.process_time() - begun
-            if i:  # the first round imports
-                ratios.append(took["false"] / took["true"])
-        span = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(f"{name}: one after another / lockstep {statistics.median(ratios):.2f} ({span}, n={rounds})", flush=True)
+                took[way] += [time.process_time() - begun] * (i > 0)  # the first round imports
+        for one, other in (("false", "true"), ("false", "vmap"), ("true", "vmap")):
+            ratios = [a / b for a, b in zip(took[one], took[other], strict=True)]
+            span = f"{min(ratios):.2f}-{max(ratios):.2f}"
+            print(f"{name}: {one} / {other} {statistics.median(ratios):.2f} ({span}, n={rounds})", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ CASES = (
         "from weights",
         ("data=fake", "data.outputs=5", "model.checkpoint={teacher}", "model.hidden=[24]", "penalty.l2_sp=0.01"),
     ),
+    Case("ensemble, stacked", ("strategy=ensemble", "strategy.n=3", "strategy.lockstep=vmap", DROPS[1]), slow=True),
     Case("ensemble, one after another", ("strategy=ensemble", "strategy.n=5", "epochs=1", *DROPS), slow=True),
 )
 

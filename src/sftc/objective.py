@@ -18,8 +18,9 @@ from sftc.device import Device
 from sftc.errors import Refused
 from sftc.losses import Truth
 from sftc.models.adapt import Adapted
+from sftc.models.stacked import Stacked
 from sftc.models.surgery import Tapped, evaluating
-from sftc.types import Batch, Metrics, Out, Penalty, Step, Task, Teacher, Term, View
+from sftc.types import Batch, Inputs, Metrics, Out, Penalty, Step, Task, Teacher, Term, View
 
 Totals = dict[tuple[str, str], tuple[Tensor, Batch, Tensor]]  # the sum of the weights of a batch, it, and they
 
@@ -77,6 +78,7 @@ class Learner:
         settings: on how it is stepped (optimizer, schedule, average, clipping), where they are not the fit's.
         beside: constants written into every row of its log, such as what its teachers reach.
         seed: of its dropout, where it is not the fit's: the same whoever learns beside it.
+        stacked: its student is run as one with those of the other learners that say so. They read the same source.
         name: prefixes what it logs when there is more than one.
     """
 
@@ -96,6 +98,7 @@ class Learner:
         settings: Any = None,
         beside: Metrics | None = None,
         seed: int | None = None,
+        stacked: bool = False,
         name: str = "student",
     ) -> None:
         self.student = student
@@ -111,6 +114,7 @@ class Learner:
         self.settings = settings
         self.beside = dict(beside or {})
         self.seed = seed
+        self.stacked = stacked
         self.resting = False  # it has learned enough: it answers its peers, and nothing of it moves any more
         self.name = name
         for term_name, term in self.terms.items():
@@ -134,6 +138,8 @@ class Objective(nn.Module):
         self.terms = nn.ModuleList(nn.ModuleDict(dict(x.terms)) for x in learners)
         self.penalties = nn.ModuleList(nn.ModuleDict(dict(x.penalties)) for x in learners)
         self._tapped = [Tapped(x.student, sorted(self._wanted(x))) for x in learners]
+        self._together = [i for i, x in enumerate(learners) if x.stacked]
+        self._stack = Stacked([learners[i].student for i in self._together]) if self._together else None
         self.averages: dict[str, nn.Module] = {}  # by learner: the average of its weights, which its terms may read
         self._dims: dict[tuple[str, str], int] = {}  # of each term's values: 1 per row, more per position
         self.penalties.to(device.torch)
@@ -161,6 +167,16 @@ class Objective(nn.Module):
         seconds: dict[int, Out] = {}
         outs: dict[tuple[str, int], Out] = {}  # by learner and source: a leader runs once per batch for all followers
         named = {x.name: i for i, x in enumerate(self.learners)}
+        stacked: dict[int, Out] = {}  # what those say that are run as one, once the first of them is asked
+
+        def say(i: int, inputs: Inputs) -> Out:
+            if self._stack is None or not self.learners[i].stacked or self.learners[i].resting:
+                return self._tapped[i](inputs)
+            if not stacked:
+                which = [k for k, j in enumerate(self._together) if not self.learners[j].resting]
+                said = self._stack(which, inputs)
+                stacked.update((self._together[k], Out(logits.float())) for k, logits in zip(which, said, strict=True))
+            return stacked[i]
 
         def out(i: int, source: int) -> Out:
             learner = self.learners[i]
@@ -177,9 +193,9 @@ class Objective(nn.Module):
                         second = self.device.inputs(batches[source].extra["second"])
                         assert isinstance(inputs, Tensor)
                         assert isinstance(second, Tensor)
-                        said, seconds[i] = _halves(self._tapped[i](torch.cat([inputs, second])))
+                        said, seconds[i] = _halves(say(i, torch.cat([inputs, second])))
                     else:
-                        said = self._tapped[i](inputs)
+                        said = say(i, inputs)
                 features = {k: v.float() for k, v in said.features.items()}
                 outs[learner.name, source] = Out(said.logits.float(), features)
             return outs[learner.name, source]

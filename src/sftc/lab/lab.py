@@ -222,7 +222,7 @@ class Lab:
             x if isinstance(x, Learner) else self.learner(x, row_weight=row_weight, name=f"student{i}")
             for i, x in enumerate(learners)
         ]
-        pairs = list(sources) if sources is not None else [self._sources(rows, val_rows)]
+        pairs = list(sources) if sources is not None else [self.sources(rows, val_rows)]
         firsts = [next(iter(train.epoch(0))) for train, _ in pairs]
         trains = [train for train, _ in pairs]
         state = assemble(students, trains, firsts, self.device, self.seed, self.settings, epochs)
@@ -259,7 +259,8 @@ class Lab:
         finally:
             self.watch.end()
 
-    def _sources(self, rows: Tensor | None, val_rows: Tensor | None) -> tuple[Source, Source]:
+    def sources(self, rows: Tensor | None = None, val_rows: Tensor | None = None) -> tuple[Source, Source]:
+        """What a fit of this lab reads: (train, val)."""
         rows = semi.rows(self.settings.semi, self.data, self.rows if rows is None else rows)
         train = self.source("train", train=True, rows=rows)
         val = self.source("val") if val_rows is None else self.source("train", rows=val_rows)

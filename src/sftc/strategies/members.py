@@ -14,6 +14,7 @@ from sftc.fusion import boosting
 from sftc.fusion.folds import assign
 from sftc.lab import Lab
 from sftc.objective import mix
+from sftc.strategies import lockstep
 
 Groups = dict[str, Any]
 
@@ -74,20 +75,17 @@ def bagging(lab: Lab, node: Groups) -> list[Unit]:
 def _trained(
     lab: Lab, node: Groups, changes: list[Groups], weights: Sequence[Tensor | None] | None = None
 ) -> list[Unit]:
-    """The members, one after another or in lockstep on one pass over the data: with the same result."""
+    """The members, one after another, or in lockstep on one pass over the data: with the same result."""
     weights = [None] * len(changes) if weights is None else weights
     homes = [lab.fork(f"member{i}", **change) for i, change in enumerate(changes)]
-    if node["lockstep"]:
-        if not all(home.run.finished for home in homes):
-            learners = [
-                home.learner(home.model(), row_weight=weight, name=f"member{i}")
-                for i, (home, weight) in enumerate(zip(homes, weights, strict=True))
-            ]
-            for home, fitted in zip(homes, lab.fit(*learners), strict=True):
+    if not all(home.run.finished for home in homes):
+        way = lockstep.way(lab, node["lockstep"], homes, weights)
+        if way is False:
+            for home, weight in zip(homes, weights, strict=True):
+                _train(home, weight)
+        else:
+            for home, fitted in zip(homes, lab.fit(*lockstep.learners(homes, weights, way)), strict=True):
                 home.keep(fitted)
-    else:
-        for home, weight in zip(homes, weights, strict=True):
-            _train(home, weight)
     return [Unit(home.run.path.name, [home]) for home in homes]
 
 

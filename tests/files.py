@@ -77,3 +77,17 @@ def write_table(path: Path, n: int = 300) -> Path:
         lines.append(",".join(cells))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_bikes(path: Path, n: int = 200) -> Path:
+    """The columns of UCI's hour.csv, with rows made up."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = "instant,dteday,season,yr,mnth,hr,holiday,weekday,workingday,weathersit,temp,atemp,hum,windspeed"
+    lines = [f"{names},casual,registered,cnt"]
+    for i in range(n):
+        hour, casual = i % 24, i * 7 % 13
+        rest = 10 * abs(12 - hour) + i % 5
+        day = f"{i + 1},2011-01-{1 + i // 24:02},{1 + i % 4},{i % 2},{1 + i % 12},{hour},0,{i % 7},{i % 2},{1 + i % 3}"
+        lines.append(f"{day},0.{i % 9}1,0.{i % 8}2,0.{i % 7}3,0.{i % 5}4,{casual},{rest},{casual + rest}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

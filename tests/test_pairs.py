@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from files import make, write_cifar, write_mnist, write_table
+from files import make, write_bikes, write_cifar, write_mnist, write_table
 from sftc import build
 from sftc.build.bench import Bench
 from sftc.cli import compose, conf
@@ -178,6 +178,7 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     write_csv(home / "text_csv")
     write_folder(home / "text_folder")
     write_conll(home / "conll")
+    write_bikes(home / "bike_sharing" / "train.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         write_cifar(home / "cifar10", "CIFAR10", patch)
@@ -190,7 +191,8 @@ def smoke(row: Row, roots: dict[str, Path], out: Path) -> Run:
     overrides = ["debug=smoke", "quiet=true", "device.threads=1"]
     overrides += [f"{group}={option}" for group, text in row.items() for option in text.split()[:1]]
     overrides += [word for text in row.values() for word in text.split()[1:]]
-    if (root := roots.get(row.get("data", "").split(" ")[0])) is not None:
+    named = row.get("experiment", "none").split(" ")[0], row.get("data", "").split(" ")[0]
+    if (root := next((roots[name] for name in named if name in roots), None)) is not None:
         overrides.append(f"data.root={root}")
     if row.get("model") == "hf":
         places = ["model", "strategy.teacher"] if row.get("strategy") == "kd" else ["model"]

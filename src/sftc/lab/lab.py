@@ -25,7 +25,6 @@ from sftc.loop import Fit, Fitted
 from sftc.losses import Truth
 from sftc.metrics import Agreement
 from sftc.models import Follower, adapt
-from sftc.models.adapt import Adapted, between
 from sftc.objective import Learner, Live, Objective
 from sftc.stop import Stopper
 from sftc.store import Run
@@ -151,16 +150,9 @@ class Lab:
         tables = mine.form.kind == theirs.form.kind == "table"  # which are matched by their columns
         if not grey and not tables and not mine.form.fits(theirs.form):
             raise Refused(f"teacher {home.run.path} learned rows of form {theirs.form}; the data's are {mine.form}")
-        inputs = adapt.rows(mine, theirs, f"teacher {home.run.path}")
         if more := adapt.ignored(mine, theirs):
             self.watch.say(f"teacher {home.run.path} never saw {', '.join(more)}, and answers without")
-        model = home.restore()
-        units = _pair(theirs, "target")
-        if units is not None and columns is not None:
-            units = units[0][columns], units[1][columns]
-        outputs = between(units, _pair(mine, "target"))
-        if inputs is not None or outputs is not None or columns is not None:
-            model = Adapted(model, inputs=inputs, columns=columns, outputs=outputs)
+        model = adapt.adapted(home.restore, mine, theirs, columns, f"teacher {home.run.path}")
         return Live(model, self.device, taps)
 
     def source(self, split: str, *, train: bool = False, rows: Tensor | None = None) -> Source:
@@ -351,8 +343,3 @@ def _told(objective: Objective, firsts: Sequence[Batch], progress: float) -> dic
     for learner in objective.learners:
         out |= {f"beside/{name}": value for name, value in learner.beside.items()}
     return out
-
-
-def _pair(facts: Any, name: str) -> tuple[Tensor, Tensor] | None:
-    mean, std = getattr(facts, f"{name}_mean"), getattr(facts, f"{name}_std")
-    return None if mean is None or std is None else (mean, std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,31 @@ class Adapted(nn.Module):
         if self.outputs_scale is not None and self.outputs_shift is not None:
             logits = logits * self.outputs_scale + self.outputs_shift
         return logits
+
+
+def adapted(restore: Callable[[], nn.Module], mine: Any, theirs: Any, columns: Tensor | None, who: str) -> nn.Module:
+    """A model that learned from data with the facts `theirs`, for rows, classes and units of `mine`.
+
+    Args:
+        restore: () -> the model, made when it is known to fit.
+        columns: [C] which of its outputs are my classes, where they are not the same ones in order.
+
+    Raises:
+        Refused: rows cannot be told its way.
+    """
+    inputs = rows(mine, theirs, who)
+    model = restore()
+    units = _pair(theirs)
+    if units is not None and columns is not None:
+        units = units[0][columns], units[1][columns]
+    outputs = between(units, _pair(mine))
+    if inputs is None and outputs is None and columns is None:
+        return model
+    return Adapted(model, inputs=inputs, columns=columns, outputs=outputs)
+
+
+def _pair(facts: Any) -> tuple[Tensor, Tensor] | None:
+    return None if facts.target_mean is None else (facts.target_mean, facts.target_std)
 
 
 class Rows(nn.Module):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sftc.columns import Column, coded, match, read, told
+from sftc.columns import Column, coded, match, other, read, told
 from sftc.errors import Refused
 from sftc.models.adapt import ignored, rows
 from sftc.types import Form
@@ -73,6 +73,15 @@ def test_without_names_only_the_scale_is_told():
 def test_what_cannot_be_told_is_refused_by_name(mine, says):
     with pytest.raises(Refused, match=says):
         match(mine, THEIRS, "teacher")
+
+
+def test_what_two_tables_differ_in():
+    assert other(told(MINE), told(MINE)) is None
+    assert other(told(MINE), {}) is None
+    assert other(told(MINE), told(THEIRS)) == "column id stands where column age stood"
+    assert other(told(MINE[:3]), told(MINE)) == "3 columns, not 5"
+    codes = [*THEIRS[:1], Column("city", "categorical", False, ["Bonn"]), *THEIRS[2:]]
+    assert other(told(codes), told(THEIRS)) == "column city is categorical, was categorical of other codes"
 
 
 def test_words_become_buckets():

@@ -121,3 +121,53 @@ def test_a_class_that_weighs_nothing_is_still_counted(rows):
     plain = _stream(Classification("abcdefg"), x, y).compute()
     assert weighted["accuracy"] == plain["accuracy"]
     assert weighted["nll"] == plain["nll"]
+
+
+def test_area_under_the_curve_agrees_with_scikit_learn(rows):
+    x, y = rows
+    p = x.double().softmax(1).numpy()
+    expected = sk.roc_auc_score(y, p, multi_class="ovr", average="macro")
+    assert _stream(Classification("abcdefg"), x, y).compute()["auc"] == pytest.approx(expected, abs=1e-6)
+    two, of_two = x[:, :2], y % 2
+    expected = sk.roc_auc_score(of_two, two.softmax(1)[:, 1])
+    task = Classification("ab", monitor="auc")
+    assert task.maximize
+    assert _stream(task, two, of_two).compute()["auc"] == pytest.approx(expected, abs=1e-6)
+    # A class without rows counts nothing; with one class alone there is nothing to rank.
+    keep = y < 3
+    expected = np.mean([sk.roc_auc_score(y[keep] == c, p[keep][:, c]) for c in range(3)])
+    assert _stream(Classification("abcdefg"), x[keep], y[keep]).compute()["auc"] == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(_stream(task, two, torch.zeros_like(y)).compute()["auc"])
+
+
+def test_scores_are_ranked_where_they_are_few():
+    dense = _stream(Classification("abc"), torch.randn(6, 3, 4, 4), torch.randint(3, (6, 4, 4)))
+    assert "auc" not in dense.compute()
+    names = [str(i) for i in range(40)]
+    x, y = torch.randn(80, 40), torch.arange(80) % 40
+    assert "auc" not in _stream(Classification(names), x, y).compute()
+    assert "auc" in _stream(Classification(names, monitor="auc"), x, y).compute()
+
+
+def test_each_of_several_outputs_agrees_with_scikit_learn():
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(50, 2, generator=g), torch.randn(50, 2, generator=g) * torch.tensor([1.0, 30.0])
+    meter = _stream(Regression(["a", "b"], mean=torch.tensor([0.0, 5.0]), std=torch.tensor([1.0, 30.0])), x, y)
+    scores = x * torch.tensor([1.0, 30.0]) + torch.tensor([0.0, 5.0])
+    table = meter.per_class()
+    for i, name in enumerate("ab"):
+        assert table[name]["r2"] == pytest.approx(sk.r2_score(y[:, i], scores[:, i]), abs=1e-5)
+        assert table[name]["mae"] == pytest.approx(sk.mean_absolute_error(y[:, i], scores[:, i]), abs=1e-4)
+        assert table[name]["rmse"] == pytest.approx(sk.root_mean_squared_error(y[:, i], scores[:, i]), abs=1e-4)
+
+
+def test_coverage_is_counted_and_the_middle_is_compared():
+    task = Regression(["y q0.1", "y q0.5", "y q0.9"], loss="quantile", quantiles=[0.1, 0.5, 0.9])
+    truth = torch.tensor([0.0, 1, 2, 3, 4])[:, None].expand(5, 3)
+    said = torch.tensor([[-1.0, 0, 1], [0, 1, 2], [3, 4, 5], [2, 3, 4], [0, 1, 2]])
+    meter = _stream(task, said, truth, size=2)
+    got = meter.compute()
+    assert got["coverage"] == pytest.approx(3 / 5)
+    assert got["mae"] == pytest.approx((0 + 0 + 2 + 0 + 3) / 5)
+    below = {name: row["coverage"] for name, row in meter.per_class().items()}
+    assert below == pytest.approx({"y q0.1": 1 / 5, "y q0.5": 4 / 5, "y q0.9": 4 / 5})

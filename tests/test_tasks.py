@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sftc.errors import Refused
-from sftc.tasks import Classification, MultiLabel, Regression
+from sftc.tasks import Classification, MultiLabel, Regression, check_quantiles
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -144,3 +144,39 @@ def test_a_wrong_label_pulls_less_on_a_sure_model_than_with_cross_entropy():
 
     assert pull("gce") < 0.05 * pull("cross_entropy")
     assert pull("bootstrap") < pull("cross_entropy")
+
+
+def test_pinball_loss_by_hand_and_its_best_constant():
+    task = Regression(["y q0.1", "y q0.9"], loss="quantile", quantiles=[0.1, 0.9])
+    logits, target = torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[2.0, 2.0], [2.0, 2.0]])
+    # Below the truth by 1: 0.1 and 0.9; above it by 1: 0.9 and 0.1; means of both.
+    assert task.loss(logits, target).tolist() == pytest.approx([0.5, 0.5])
+    task = Regression(["y"], loss="quantile", quantiles=[0.9])
+    assert task.loss(logits[:, :1], target[:, :1]).tolist() == pytest.approx([0.9, 0.1])
+    many = torch.arange(101.0)[:, None]
+    assert task.constant(many).item() == pytest.approx(90)
+    grid = torch.arange(0, 101.0, 0.5)
+    costs = torch.stack([task.loss(g.expand(101, 1), many).mean() for g in grid])
+    assert grid[costs.argmin()].item() == pytest.approx(90, abs=0.5)
+
+
+def test_absolute_error_in_standard_units_of_each_output():
+    task = Regression(["a", "b"], mean=torch.tensor([0.0, 10.0]), std=torch.tensor([1.0, 100.0]), loss="mae")
+    got = task.loss(torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 10.0]]))
+    assert got.tolist() == pytest.approx([(2 + 1) / 2])
+    assert task.loss(torch.tensor([[1.0, 1.0]]), torch.tensor([[math.nan, 10.0]])).tolist() == pytest.approx([1])
+
+
+@pytest.mark.parametrize("quantiles", [[], [0.5, 0.1], [0, 0.5], [0.5, 1], [0.5, 0.5], ["a"]])
+def test_quantiles_that_are_none(quantiles):
+    with pytest.raises(Refused, match="must rise between 0 and 1"):
+        check_quantiles(quantiles)
+
+
+def test_the_middle_quantile_stands_for_the_value():
+    names = [f"{v} q{q}" for v in "ab" for q in (0.05, 0.4, 0.95)]
+    task = Regression(names, loss="quantile", quantiles=[0.05, 0.4, 0.95])
+    assert task.middle == [1, 4]
+    assert (task.monitor, task.maximize) == ("loss", False)
+    with pytest.raises(Refused, match="quantiles of each value"):
+        Regression(names[:4], loss="quantile", quantiles=[0.05, 0.4, 0.95])

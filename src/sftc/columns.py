@@ -95,6 +95,19 @@ def coded(about: Mapping[str, Any], width: int) -> Tensor:
     return torch.tensor([c.coded for c in columns]) if columns else torch.zeros(width, dtype=torch.bool)
 
 
+def other(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """What `about` of two forms first differs in, in words; None where weights for one fit the other's columns."""
+    here, there = mine.get("columns"), theirs.get("columns")
+    if here is None or there is None or here == there:
+        return None
+    for a, b in zip(here, there, strict=False):
+        if a["name"] != b["name"]:
+            return f"column {a['name']} stands where column {b['name']} stood"
+        if a != b:
+            return f"column {a['name']} is {a['kind']}, was {b['kind']}" + " of other codes" * (a["kind"] == b["kind"])
+    return f"{len(here)} columns, not {len(there)}"
+
+
 def match(mine: Sequence[Column], theirs: Sequence[Column], who: str) -> tuple[Tensor, dict[int, Tensor]]:
     """How to tell rows of `mine` as rows of `theirs`, column by column of the same name.
 

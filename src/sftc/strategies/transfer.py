@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftc import columns
 from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.models.surgery import blocks, in_range, keep_first, kept
@@ -39,6 +40,8 @@ class Transfer:
         if lab.run.reference("source") is None:
             lab.run.refer("source", lab.open(self.source).run.path)
         home = lab.open(str(lab.run.reference("source")))
+        if said := columns.other(lab.facts.form.about, home.facts.form.about):
+            raise Refused(f"source {home.run.path} learned another table, and its weights go by place: {said}")
         return lab.learner(keep_first(home.restore(), lab.model(), self.keep), name=name, **more)
 
     def run(self, lab: Lab) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from files import make
+from files import make, write_table
 from problems import SMALL, config
 from sftc import build, data, early, environment, models
 from sftc.build import commands
@@ -67,6 +67,7 @@ CASES = (
         "leader", ("strategy=leader", "strategy.keep=1", "strategy.followers=[{{alpha:0.5}},{{tap:net.fc2}}]", *DROPS)
     ),
     Case("ensemble", ("strategy=ensemble", "strategy.n=2", "strategy.lockstep=true", *DROPS)),
+    Case("table, quantiles", ("data=tabular", "data.root={table}", "data.target=value", "loss=quantile", *DROPS)),
     Case(
         "from weights",
         ("data=fake", "data.outputs=5", "model.checkpoint={teacher}", "model.hidden=[24]", "penalty.l2_sp=0.01"),
@@ -192,11 +193,13 @@ def _made() -> dict[str, str]:
     home = Path(tempfile.mkdtemp(prefix="sftc-kill-"))
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     pictures = make(home / "pets", n=30, size=(10, 10))
+    table = write_table(home / "table.csv", 150)
     cfg = config(*SMALL, "data=fake", "model.hidden=[24]", "ema=0.9", "device.precision=bf16-mixed")
     build.check(cfg)
     build.train(cfg, home / "teacher", [], "sftc train")
     texts, words = write_csv(home / "texts"), write_conll(home / "words")
-    return {"pictures": str(pictures), "teacher": str(home / "teacher"), "texts": str(texts), "words": str(words)}
+    own = {"pictures": pictures, "teacher": home / "teacher", "table": table, "texts": texts, "words": words}
+    return {name: str(path) for name, path in own.items()}
 
 
 @cache

@@ -292,7 +292,7 @@ def test_another_file_is_read_as_a_run_learned_to(tmp_path):
     other["city"] = ["Atlantis", *other["city"][1:]]
     other["y"] = [0] * 20
     path = write(tmp_path / "b.csv", {"more": ["m"] * 20, **other})
-    second = data.build({"name": "tabular", "root": str(path), "target": "y"}, like=first)
+    second = data.build({"name": "tabular", "root": str(path)}, like=first)  # which knows the target, too
     assert second.form.about == first.form.about
     assert second.class_names == ["0", "1"]
     mine, theirs = (d.splits["train"].table.read(torch.arange(20)) for d in (first, second))

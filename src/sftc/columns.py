@@ -66,9 +66,9 @@ class Column:
         return out | {"categorical": {"values": self.values}, "hash": {"buckets": self.buckets}}.get(self.kind, {})
 
 
-def told(columns: Sequence[Column]) -> dict[str, Any]:
-    """`about` of a form whose rows have these columns."""
-    return {"columns": [column.plain() for column in columns]}
+def told(columns: Sequence[Column], target: Sequence[str] = ()) -> dict[str, Any]:
+    """`about` of a form whose rows have these columns, in a file where `target` is what is predicted."""
+    return {"columns": [column.plain() for column in columns]} | ({"target": list(target)} if target else {})
 
 
 def read(about: Mapping[str, Any], width: int) -> list[Column]:
@@ -86,6 +86,9 @@ def read(about: Mapping[str, Any], width: int) -> list[Column]:
         raise ValueError("columns that are none") from None
     if len(columns) != width or len({c.name for c in columns}) < width:
         raise ValueError(f"{len(columns)} columns for rows of {width} numbers, or two of one name")
+    goals = about.get("target", [])
+    if type(goals) is not list or not all(type(goal) is str for goal in goals):
+        raise ValueError("a target that is no list of columns")
     return columns
 
 

@@ -83,6 +83,8 @@ def tabular(
     read = {"train": frame(files["train"], separator)}
     names = list(read["train"].columns)
     listed = [target] if isinstance(target, str) else list(target or [])
+    if not listed and like is not None:
+        listed = list(like.form.about.get("target", []))
     notes: list[str] = []
     if not listed:
         listed = [next((n for n in names if n.lower() in TARGETS), names[-1])]
@@ -100,7 +102,7 @@ def tabular(
         if lacking := [n for n in listed if n not in table.columns]:
             raise Refused(f"{files[split]} has no column {lacking[0]}, which is the target")
         cells = {str(n): Cells(str(n), table[n]) for n in table.columns}
-        return Table(cells, goal.read(cells), plan, files[split])
+        return Table(cells, goal, plan, files[split])
 
     first = load("train")
     tables: dict[str, Callable[[], Any]] = {"train": lambda: first}
@@ -254,8 +256,9 @@ class Plan:
 class Table(ArrayTable):
     """A table whose rows are float32 [D]: numbers, days, 0 and 1 (NaN: missing), and codes (0: missing or unseen)."""
 
-    def __init__(self, cells: dict[str, Cells], target: Tensor, plan: Plan, path: Path) -> None:
-        self.cells, self.target, self.plan, self.path = cells, target, plan, path
+    def __init__(self, cells: dict[str, Cells], goal: Goal, plan: Plan, path: Path) -> None:
+        self.cells, self.goal, self.plan, self.path = cells, goal, plan, path
+        self.target = goal.read(cells)
         self._inputs: Tensor | None = None
         self._fingerprint = None
 
@@ -265,7 +268,7 @@ class Table(ArrayTable):
 
     @property
     def about(self) -> dict[str, Any]:
-        return told(self.plan.columns)
+        return told(self.plan.columns, self.goal.columns)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -46,7 +46,6 @@ def changed(node: dict[str, Any], at: int, **keys: Any) -> dict[str, Any]:
         (lambda about: changed(about, 0, name="../../x"), "no column"),
         (lambda about: changed(about, 0, missing=False), "does not fit its config"),
         (lambda about: changed(about, 0, _target_="os.system"), r"data\.json"),
-        (lambda about: about | {"target": ["gone"]}, "no column gone"),
         (lambda about: about | {"target": [["word"]]}, r"data\.json"),
         (lambda about: [about], "about"),
     ],

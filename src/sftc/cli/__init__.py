@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sftc.cli import conf, options
+from sftc.cli import conf, elsewhere, options
 from sftc.cli.line import Line, parse
 from sftc.errors import Refused, nearest, printable
 
@@ -71,6 +71,8 @@ def _dispatch(command: str, args: list[str]) -> int:
         raise Refused(f"there is no command '{command}'{nearest(command, [*COMMANDS, 'ls'])} (sftc --help)")
     line = parse(args)
     dirs = conf.conf_dirs(line.config_dir)
+    if command == "eval":
+        line.overrides = elsewhere.named(dirs, line.overrides)
     if command in COMMANDS:
         line.overrides = options.grown(dirs, command, line.overrides)
     if line.help or command == "ls":

@@ -26,7 +26,8 @@ def write(model: Any, folder: Path, classes: Sequence[str]) -> str:
     if not isinstance(model, Vision) or not isinstance(body := getattr(model.net, "body", None), Encoder):
         raise Refused("format=hf is for models of transformers (model=hf); leave format away")
     net: Any = model.net
-    config: Any = body.encoder.config
+    encoder: Any = body.encoder
+    config: Any = encoder.config
     config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
     made = library()
     auto = made.AutoModelForTokenClassification if model.prepare.words else made.AutoModelForSequenceClassification
@@ -39,16 +40,16 @@ def write(model: Any, folder: Path, classes: Sequence[str]) -> str:
             whole = None
     with quiet():
         if whole is not None:
-            getattr(whole, whole.base_model_prefix).load_state_dict(body.encoder.state_dict())
+            getattr(whole, whole.base_model_prefix).load_state_dict(encoder.state_dict())
             whole.classifier.load_state_dict(net.head.state_dict())
             whole.save_pretrained(folder)
         else:
-            body.encoder.save_pretrained(folder)
+            encoder.save_pretrained(folder)
             save_file({k: v.contiguous() for k, v in net.head.state_dict().items()}, folder / "head.safetensors")
         _tokeniser(model).save_pretrained(folder)
     if whole is not None:
         return type(whole).__name__
-    return f"{type(body.encoder).__name__}, its {net.pool.how} pooled by you, and head.safetensors"
+    return f"{type(encoder).__name__}, its {net.pool.how} pooled by you, and head.safetensors"
 
 
 def _tokeniser(model: Any) -> Any:

@@ -18,9 +18,12 @@ OFFLINE = {"digits": {}, "diabetes": {}, "fake": {}}
 
 def group(name: str) -> dict:
     """The data group as the command line would hand it over."""
-    merged = yaml.safe_load((CONF / "_base.yaml").read_text())
     own = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert own.pop("defaults") == ["_base", "_self_"]
+    if name == "_base":
+        return own
+    (parent, itself) = own.pop("defaults")
+    assert itself == "_self_"
+    merged = group(parent)
     merged["augment"] |= own.pop("augment", {})
     return merged | own
 
@@ -43,6 +46,8 @@ def test_defaults_in_yaml_and_code_agree():
     augment = base.pop("augment")
     assert base == {k: v for k, v in data.COMMON.items() if k != "augment"}
     assert augment == {k: p.default for k, p in inspect.signature(data.Augment).parameters.items()}
+    sounds = inspect.signature(data.SoundAugment).parameters.items()
+    assert group("_audio")["augment"] == augment | {k: p.default for k, p in sounds if k != "rate"}
 
 
 @pytest.mark.parametrize("name", OFFLINE)

@@ -63,6 +63,7 @@ def test_each_file_imports_only_what_stands_before_it(file):
         ("tokenizers", {"models"}),
         ("peft", {"models"}),
         ("seqeval", {"metrics"}),
+        ("soundfile", {"data"}),
     ],
 )
 def test_a_library_stays_in_its_rooms(package, homes):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clips import digits
 from files import make, write_bikes, write_cifar, write_mnist, write_table
 from sftc import build
 from sftc.build.bench import Bench
@@ -67,6 +68,8 @@ NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 TABLES = {"breast_cancer", "diabetes", "iris", "wine", *CSV}
 FOR_TABLES = {"dcn", "fm", "ft_transformer", "tab_resnet"}
+SOUNDS = {"audio_folder", "audio_csv"}
+FOR_SOUNDS = {"audio_cnn", "audio_bilstm"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
 FIXMATCH = {s for s in OPTIONS["semi"] if s.startswith("fixmatch")}
@@ -75,18 +78,18 @@ REFUSED = [
     # What a student makes of rows without a label is about classes.
     ("semi", set(OPTIONS["semi"]) - {"none"}, "data", VALUES | LABELS | TAGS, r"semi=\w+ is for classes"),
     ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce", *OF_VALUES}, r"loss=\w+ does not fit"),
-    ("semi", FIXMATCH, "data", TABLES | TEXTS - TAGS, "augments pictures"),
-    ("semi", FIXMATCH, "model", READERS | FOR_TABLES, "reads (texts|rows of numbers).* use model=simple_cnn"),
+    ("semi", FIXMATCH, "data", TABLES | SOUNDS | TEXTS - TAGS, "augments pictures"),
+    ("semi", FIXMATCH, "model", READERS | FOR_TABLES | FOR_SOUNDS, "reads (texts|rows of numbers|sounds).* simple_cnn"),
     # A loss is made for one kind of target.
     ("loss", {"cross_entropy", NLL}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"focal"}, "data", VALUES, "loss=focal does not fit"),
     ("loss", {"gce", "bootstrap"}, "data", VALUES | LABELS, r"loss=\w+ does not fit"),
     ("loss", {"bce"}, "data", CLASSES | VALUES | TAGS, "loss=bce does not fit"),
     ("loss", OF_VALUES, "data", CLASSES | LABELS | TAGS, r"loss=\w+ does not fit"),
-    # Convolutions and patches need pictures; nets for tables need columns.
+    # Convolutions and patches need pictures, or sounds to make them of; nets for tables need columns.
     (
         "model",
-        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"} - FOR_TABLES - READERS,
+        set(OPTIONS["model"]) - {"mlp", "wide_mlp", "linear"} - FOR_TABLES - READERS - FOR_SOUNDS,
         "data",
         TABLES,
         "reads pictures.* use model=mlp",
@@ -96,16 +99,18 @@ REFUSED = [
         FOR_TABLES,
         "data",
         set(OPTIONS["data"]) - TABLES - TEXTS,
-        "reads rows of numbers.* use model=simple_cnn",
+        r"reads rows of numbers.* use model=(simple|audio)_cnn",
     ),
     # Texts have models of their own.
     ("model", READERS, "data", TABLES, "reads texts.* use model=mlp"),
-    ("model", READERS, "data", set(OPTIONS["data"]) - TEXTS - TABLES, "reads texts.* use model=simple_cnn"),
+    ("model", READERS, "data", set(OPTIONS["data"]) - TEXTS - TABLES, "reads texts.* use model=(simple|audio)_cnn"),
     ("model", set(OPTIONS["model"]) - READERS, "data", TEXTS, "use model=text_cnn"),
+    # So have sounds, which are also read as pictures.
+    ("model", FOR_SOUNDS, "data", set(OPTIONS["data"]) - SOUNDS - TEXTS, "reads sounds.* use model=(simple_cnn|mlp)"),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
     ("loss", {NLL}, "data", TEXTS, "use model=text_cnn"),
-    ("loss", {"bce", *OF_VALUES}, "model", READERS, r"loss=\w+ does not fit"),  # they have classes or tags
+    ("loss", {"bce", *OF_VALUES}, "model", READERS | FOR_SOUNDS, r"loss=\w+ does not fit"),  # they have classes or tags
     # The only block of a linear model is its head: nothing can be kept of it.
     ("model", {"linear"}, "finetune", {"first_n"}, r"finetune\.n=1"),
 ]
@@ -174,6 +179,8 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     write_mnist(home / "mnist" / "MNIST" / "raw", zipped=False)
     write_mnist(home / "fashion_mnist" / "FashionMNIST" / "raw", zipped=True)
     make(home / "image_folder", n=8)
+    digits(home / "audio_folder")
+    digits(home / "audio_csv")
     write_table(home / "tabular" / "train.csv")
     write_csv(home / "text_csv")
     write_folder(home / "text_folder")

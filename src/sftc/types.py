@@ -63,12 +63,15 @@ class Form:
         return torch.zeros(rows, *self.shape)
 
     def fits(self, other: Form) -> bool:
-        """Whether a model made for the one reads the other: pictures of any size, of as many channels."""
-        mine, theirs = ((f.kind, f.shape[:1], f.about.get("words")) for f in (self, other))
+        """Whether a model made for the one reads the other: pictures of any size, of as many channels; sounds of a rate."""
+        mine, theirs = ((f.kind, f.shape[:1], f.about.get("words"), f.about.get("rate")) for f in (self, other))
         return mine == theirs
 
     def __str__(self) -> str:
-        return f"{self.kind} {'x'.join(map(str, self.shape))}{' of words' * bool(self.about.get('words'))}".strip()
+        more = (
+            " of words" if self.about.get("words") else f" at {self.about['rate']} Hz" if "rate" in self.about else ""
+        )
+        return f"{self.kind} {'x'.join(map(str, self.shape))}{more}".strip()
 
     def plain(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "form": self.kind, "about": self.about}

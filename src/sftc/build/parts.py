@@ -111,7 +111,8 @@ def bare(node: Config) -> Config:
 def resolve_model(node: Config, model: nn.Module) -> Config:
     """Every `auto` of a model node replaced by what was chosen."""
     facts = getattr(model, "facts", {})
-    chosen = {k: facts[k] for k in ("input_size", "mean", "std", "vocabulary", "config") if k in facts and k in node}
+    named = ("input_size", "mean", "std", "vocabulary", "config", "sound")
+    chosen = {k: facts[k] for k in named if k in facts and k in node}
     pretrained = {"pretrained": facts.get("pretrained") == "loaded"}
     return {**resolve_files(node), **chosen, **(pretrained if "pretrained" in node else {})}
 
@@ -143,6 +144,9 @@ def resolve_data(node: Config, data: Data) -> Config:
         out["root"] = os.path.abspath(os.path.expanduser(out["root"]))
     if "size" in out and len(data.shape) == 3:
         out["size"] = data.shape[-1]
+    if data.form.kind == "sound":
+        rate = data.form.about["rate"]
+        out |= {"rate": rate, "seconds": data.shape[1] / rate}
     return {**out, "download": False} if "download" in out else out
 
 

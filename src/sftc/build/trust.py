@@ -143,9 +143,10 @@ def _declare(dirs: list[Path], group: str, path: str, node: Config, known: Keys)
     for _, file in lineage(dirs, group, option):
         known.update(read(file, path))
     member = option.startswith("_")  # that a strategy makes
-    for key in [k for k in known.specs if k.startswith(f"{path}.") and k[len(path) + 1 :] not in node]:
-        if member or (group == "model" and key[len(path) + 1 :] in keys.LATER):  # a default in the code
-            del known.specs[key]
+    for key in [k for k in known.specs if k.startswith(f"{path}.")]:
+        first = key[len(path) + 1 :].partition(".")[0]
+        if first not in node and (member or (group == "model" and first in (*keys.LATER, "sound"))):
+            del known.specs[key]  # it has a default in the code
     if group == "model":  # its name is a label of our own nets: a YAML of the user's may say another
         known.specs[f"{path}.name"] = replace(known.specs[f"{path}.name"], rule="str", forms=parse_rule("str"))
         leaders = node.get("leaders") or []

@@ -14,13 +14,14 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
-from sftc.data import bundled, classic_tables, classics, conll, folder, tabular, text
+from sftc.data import audio, bundled, classic_tables, classics, conll, folder, tabular, text
+from sftc.data.audio_augment import Changes, SoundAugment
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
 from sftc.data.split import Raw, chosen, repeated, splits, weights
 from sftc.errors import Refused, choose, nearest
 
-__all__ = ["READERS", "Augment", "Data", "Split", "Table", "build", "check"]
+__all__ = ["READERS", "Augment", "Changes", "Data", "SoundAugment", "Split", "Table", "build", "check"]
 
 
 class Reader:
@@ -59,8 +60,12 @@ READERS = {
     "text_csv": Reader(text.text_csv, form="text", locate=text.locate_files),
     "text_folder": Reader(text.text_folder, form="text", locate=folder.locate),
     "conll": Reader(conll.conll, "tags", "text", locate=conll.locate),
+    "audio_folder": Reader(audio.audio_folder, form="sound", locate=audio.locate),
+    "audio_csv": Reader(audio.audio_csv, form="sound", locate=audio.locate_csv),
 }
-HOLDS = {"table": "tables", "text": "texts", "sound": "sounds"}  # what is no picture, in words
+HOLDS = {"picture": "images", "table": "tables", "text": "texts", "sound": "sounds"}  # in words
+CHANGES: dict[str, Any] = {"picture": Augment, "sound": SoundAugment}  # what augments rows of a form
+GIVEN = ("model_size", "like")  # to readers by `build`: no keys
 
 # The keys every data set has, with their defaults; conf/data/_base.yaml describes them.
 COMMON: dict[str, Any] = {
@@ -109,7 +114,7 @@ def build(
     Args:
         spec: the `data` group as plain types; keys left out have the defaults of conf/data.
         model_size: the largest model input of the run, where it is known: what data.size=auto may choose.
-        like: facts of a run whose model will read the rows: a table is told its way, not the way its own rows suggest.
+        like: facts of a run whose model will read the rows: they come its way, not the way they suggest themselves.
         quantiles: to be predicted of each value: its target then stands once for each of them.
 
     Raises:
@@ -140,7 +145,7 @@ def build(
         kind=raw.kind,
         splits=parts,
         class_names=raw.class_names if numbers is None else [raw.class_names[i] for i in numbers],
-        augment=Augment(**common["augment"]),
+        augment=_augment(reader, common["augment"], parts["train"].table),
         notes=raw.notes,
         **{k: common[k] for k in ("split_seed", "cache", "workers", "views", "on_error")},
     )
@@ -154,7 +159,7 @@ def _parse(spec: Mapping[str, Any]) -> tuple[Reader, dict[str, Any], dict[str, A
     if "name" not in spec:
         raise Refused(f"data.name is missing (one of: {', '.join(READERS)})")
     reader = READERS[choose("data", str(spec["name"]), READERS)]
-    takes = set(inspect.signature(reader.open).parameters) - COMMON.keys() - {"model_size", "like"}
+    takes = set(inspect.signature(reader.open).parameters) - COMMON.keys() - set(GIVEN)
     own = {k: v for k, v in spec.items() if k in takes}
     for key in spec.keys() - takes - COMMON.keys() - {"name"}:
         raise Refused(f"data.{key} is not known for data={spec['name']}{nearest(key, [*takes, *COMMON])}")
@@ -210,20 +215,40 @@ def _above_zero(weight: object) -> bool:
 
 
 def _check_augment(reader: Reader, own: dict[str, Any], common: dict[str, Any]) -> None:
-    known = inspect.signature(Augment).parameters
-    for key in common["augment"]:
-        if key not in known:
-            raise Refused(f"data.augment.{key} is not known{nearest(key, known)} (one of: {', '.join(known)})")
-    augment = Augment(**common["augment"])
-    if augment.active and reader.form != "picture":
-        on = ", ".join(k for k, v in common["augment"].items() if v != known[k].default)
-        raise Refused(f"data.augment.{on} changes images, and this data set holds {HOLDS[reader.form]}: leave it out")
+    known = {form: _defaults(made) for form, made in CHANGES.items()}
+    keys = [key for some in known.values() for key in some]
+    for key, value in common["augment"].items():
+        form = next((form for form, some in known.items() if key in some), None)
+        if form is None:
+            raise Refused(f"data.augment.{key} is not known{nearest(key, keys)} (one of: {', '.join(keys)})")
+        if form != reader.form and value != known[form][key]:
+            mine = HOLDS[reader.form]
+            raise Refused(f"data.augment.{key} changes {HOLDS[form]}, and this data set holds {mine}: leave it out")
+    augment = _augment(reader, common["augment"])
     if augment.mixes and _kind(reader, own) == "values":
         raise Refused("data.augment: mixup and cutmix mix classes, and this data set has values: set both to 0")
 
 
+def _defaults(made: Callable[..., Any]) -> dict[str, Any]:
+    return {k: p.default for k, p in inspect.signature(made).parameters.items() if k != "rate"}
+
+
+def _augment(reader: Reader, node: Mapping[str, Any], table: Table | None = None) -> Changes:
+    """What changes the rows of this form; sounds are then read with room to be moved in."""
+    made = CHANGES.get(reader.form, Augment)
+    keys = {k: v for k, v in node.items() if k in _defaults(made)}
+    if made is not SoundAugment or table is None:
+        return made(**keys)
+    sound: Any = table
+    augment = SoundAugment(**keys, rate=sound.about["rate"])
+    sound.make_room(augment.reach)
+    return augment
+
+
 def _check_built(data: Data) -> None:
     augment = data.augment
+    if not isinstance(augment, Augment):
+        return
     if augment.colours and data.shape[0] not in (1, 3):
         raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.shape[0]}")
     if augment.crop and augment.crop > data.shape[-1]:

@@ -77,7 +77,7 @@ def _unreadable(path: str, why: Unreadable) -> Refused:
     return Refused(f"{shown(path)} cannot be read as a picture: {why}; {REMEDY}")
 
 
-def locate(root: str | None) -> dict[str, Path]:
+def locate(root: str | None, like: str = "*.png") -> dict[str, Path]:
     """The folder of each split; only "train" for a single folder of class folders.
 
     Raises:
@@ -88,7 +88,9 @@ def locate(root: str | None) -> dict[str, Path]:
     path = Path(root).expanduser()
     if not path.is_dir():
         near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise Refused(f"data.root={path} is not a folder{near} (looked for train/<class>/*.png or <class>/*.png in it)")
+        raise Refused(
+            f"data.root={path} is not a folder{near} (looked for train/<class>/{like} or <class>/{like} in it)"
+        )
     found = {s: path / n for s, names in _SPLITS.items() for n in names if (path / n).is_dir()}
     if not found:
         return {"train": path}
@@ -126,10 +128,10 @@ def image_folder(
     return Raw("classes", classes, {s: table(s) for s in places}, notes)
 
 
-def class_folders(folder: Path) -> list[str]:
+def class_folders(folder: Path, like: str = "*.png") -> list[str]:
     names = sorted(e.name for e in _entries(folder) if _is_folder(e))
     if not names:
-        raise Refused(f"{folder} holds no class folders (looked for {folder}/<class>/*.png)")
+        raise Refused(f"{folder} holds no class folders (looked for {folder}/<class>/{like})")
     for name in names:
         if not name.isprintable():
             raise Refused(f"the class folder {folder}/{shown(name)} has a name that cannot be printed: rename it")
@@ -152,20 +154,23 @@ def _same_classes(train: list[str], other: list[str], split: str) -> None:
         raise Refused(f"the {split} folder has other classes than train: it {' and '.join(said)}")
 
 
-def list_files(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """Every picture below the class folders: (path relative to `folder`, class number)."""
+def list_files(
+    folder: Path, classes: list[str], extensions: tuple[str, ...] = EXTENSIONS, what: str = "pictures"
+) -> list[tuple[str, int]]:
+    """Every picture, or what else is looked for, below the class folders: (path relative to `folder`, class number)."""
     files: list[tuple[str, int]] = []
     above = [_place(p) for p in (folder, *folder.resolve().parents)]
     for label, name in enumerate(classes):
-        found = sorted(_pictures(os.path.join(folder, name), name, above))
+        found = sorted(_pictures(os.path.join(folder, name), name, above, extensions))
         if not found:
-            extensions = " ".join(EXTENSIONS)
-            raise Refused(f"the class folder {folder / name} holds no pictures ({extensions}): remove it")
+            raise Refused(f"the class folder {folder / name} holds no {what} ({' '.join(extensions)}): remove it")
         files += [(f, label) for f in found]
     return files
 
 
-def _pictures(folder: str, name: str, above: list[tuple[int, int]]) -> Iterator[str]:
+def _pictures(
+    folder: str, name: str, above: list[tuple[int, int]], extensions: tuple[str, ...] = EXTENSIONS
+) -> Iterator[str]:
     """Paths below `folder`, which are told to lie below `name`. Links are followed, but not back to a folder above."""
     here = _place(folder)
     if here in above:
@@ -173,8 +178,8 @@ def _pictures(folder: str, name: str, above: list[tuple[int, int]]) -> Iterator[
     for entry in _entries(folder):
         inner = os.path.join(name, entry.name)
         if _is_folder(entry):
-            yield from _pictures(entry.path, inner, [*above, here])
-        elif entry.name.lower().endswith(EXTENSIONS):
+            yield from _pictures(entry.path, inner, [*above, here], extensions)
+        elif entry.name.lower().endswith(extensions):
             yield inner
 
 

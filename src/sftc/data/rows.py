@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sftc.columns import coded
 from sftc.data import source as sources
-from sftc.data.augment import VERSION, Augment
+from sftc.data.audio_augment import Changes
+from sftc.data.augment import VERSION
 from sftc.data.skips import Lost, Skips
 from sftc.errors import Refused, choose
 from sftc.types import Form, Source
@@ -25,7 +26,7 @@ class Table(Protocol):
     the shape (types.Form); `corpus(rows)`, those rows as text. One whose rows differ in length holds them in memory,
     says `lengths` [n], and pads what it reads to the longest row asked for; `host` then keeps batches on the CPU,
     wherever the model is. Where a row has an answer at each of several positions, and not all rows as many, `extent`
-    [n] says how many: the others weigh nothing.
+    [n] says how many: the others weigh nothing. `cut(rows)` takes off what is read only for augmentation to move.
     """
 
     # [n] or [n, *positions] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)
@@ -145,7 +146,7 @@ class Data:
         kind: str,
         class_names: list[str],
         splits: dict[str, Split],
-        augment: Augment,
+        augment: Changes,
         split_seed: int = 0,
         cache: str = "auto",
         workers: int | None = None,
@@ -207,7 +208,7 @@ class Data:
         rows: Tensor | None = None,
         free_bytes: int | None = None,
         view: int | None = None,
-        second: Augment | None = None,
+        second: Changes | None = None,
     ) -> Source:
         """Batches of a split on `device`: shuffled and augmented if `train`, else in order, as they are.
 
@@ -252,6 +253,7 @@ class Data:
             moments=None if self.input_mean is None or self.input_std is None else (self.input_mean, self.input_std),
             second=second,
             extent=getattr(part.table, "extent", None),
+            cut=getattr(part.table, "cut", None),
         )
 
     def _reader(

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sftc.data import random
-from sftc.data.augment import Augment, Draw
+from sftc.data.audio_augment import Changes
+from sftc.data.augment import Draw
 from sftc.data.skips import Skips
 from sftc.data.workers import Died, Readable, Reads, alive, quiet
 from sftc.errors import Refused, Stopped
@@ -115,12 +116,14 @@ class Batches:
         target: Tensor,
         device: torch.device,
         *,
-        augment: Augment | None,
+        augment: Changes | None,
         augment_seed: int,
         moments: tuple[Tensor, Tensor] | None = None,
-        second: Augment | None = None,
+        second: Changes | None = None,
         extent: Tensor | None = None,
+        cut: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self.cut = cut  # takes off what a table reads only for augmentation to move
         self.second = second  # how another view of every row is made, kept as batch.extra["second"]; None: none is
         self.plan, self.reader, self.device = plan, reader, device
         self.augment, self.augment_seed = augment, augment_seed
@@ -148,7 +151,8 @@ class Batches:
         for (a, b), (raw, lost) in zip(bounds, raws, strict=True):
             if self._moments is not None:
                 raw = (raw - self._moments[0]) / self._moments[1]
-            batch = Batch(raw, target[a:b], on_device[a:b], views[a:b])
+            plain = raw if self.cut is None else self.cut(raw)
+            batch = Batch(plain, target[a:b], on_device[a:b], views[a:b])
             if self._extent is not None:
                 place = torch.arange(target.shape[1], device=self.device)
                 batch.weight = (place < self._extent[batch.index].unsqueeze(1)).float()
@@ -166,7 +170,7 @@ class Batches:
             yield batch
 
     def _draws(
-        self, augment: Augment | None, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]
+        self, augment: Changes | None, index: np.ndarray, view: np.ndarray, bounds: Sequence[tuple[int, int]]
     ) -> Iterator[Draw]:
         """Augmentation parameters of each batch. Drawn for many batches at once."""
         if augment is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftc.data import Augment, Data
+from sftc.data import Augment, Changes, Data
 from sftc.errors import Refused
 from sftc.losses import Agreeing, Climb, Consistent, Pseudo
 from sftc.types import Term
@@ -28,10 +28,10 @@ def terms(node: Node) -> dict[str, Term]:
     return {}
 
 
-def second(node: Node, data: Data) -> Augment | None:
+def second(node: Node, data: Data) -> Changes | None:
     """How the second view of a row is made: strongly, or once more as the first; None: there is none."""
     own = data.augment
-    if node["name"] == "fixmatch":
+    if node["name"] == "fixmatch" and isinstance(own, Augment):
         return Augment(crop=own.crop, flip=own.flip, resized_crop=own.resized_crop, **node["strong"])
     return own if node["name"] == "mean_teacher" and own.active else None
 

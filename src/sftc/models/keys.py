@@ -9,7 +9,7 @@ from sftc.errors import Refused, choose
 
 HEADS = ("linear", "mlp", "conv")
 LATER = {"head": "linear", "head_hidden": [128], "head_channels": [64]}  # not in every run folder; and their defaults
-COMMON = ("family", "name", "pretrained", "checkpoint", "input_size", "mean", "std", *LATER)
+COMMON = ("family", "name", "pretrained", "checkpoint", "input_size", "mean", "std", *LATER, "sound")
 
 
 def check(spec: Mapping[str, Any]) -> None:

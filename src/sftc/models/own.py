@@ -13,6 +13,7 @@ from torch import nn
 
 from sftc.errors import Refused, nearest
 from sftc.models import heads, keys
+from sftc.models.audio import audio_bilstm, audio_cnn
 from sftc.models.entry import Entry
 from sftc.models.size import LEAST
 from sftc.models.vision import GREY, Vision, prepare
@@ -78,6 +79,7 @@ def simple_cnn(
 
 Layers = OrderedDict[str, nn.Module]
 NETS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "simple_cnn": simple_cnn, "linear": linear}
+NETS |= {"audio_cnn": audio_cnn, "audio_bilstm": audio_bilstm}
 
 
 def check(spec: Mapping[str, Any]) -> None:
@@ -94,6 +96,8 @@ def check(spec: Mapping[str, Any]) -> None:
             raise Refused(f"model.{key}={value} is not a list of widths, such as [128,64]")
         if key == "channels" and not value:
             raise Refused("model.channels=[] leaves no convolution; use model=mlp")
+        if key in ("units", "layers") and not (type(value) is int and value > 0):
+            raise Refused(f"model.{key}={value} is not a whole number above zero")
         if key == "dropout" and not 0 <= value < 1:
             raise Refused(f"model.dropout={value} must lie in [0, 1)")
     if keys.pretrained(spec) == "true" and not spec.get("checkpoint"):

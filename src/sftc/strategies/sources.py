@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from sftc import data as datasets
-from sftc.data import COMMON, READERS, Data
+from sftc.data import COMMON, GIVEN, READERS, Data
 from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.strategies.following import bare
@@ -98,10 +98,10 @@ def data_of(target: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     if name != target["name"] and name in READERS:
         reader = READERS[name]
         own = inspect.signature(reader.open).parameters.items()
-        start |= {k: p.default for k, p in own if k not in (*COMMON, "model_size") and p.default is not p.empty}
+        start |= {k: p.default for k, p in own if k not in (*COMMON, *GIVEN) and p.default is not p.empty}
         if reader.locate is None:  # it needs no files
             start |= {k: COMMON[k] for k in ("root", "download")}
-        if reader.form != "picture":
+        if reader.form != READERS[target["name"]].form:
             start |= {k: COMMON[k] for k in ("size", "augment")}
     return {**start, **source}
 

@@ -63,7 +63,7 @@ class Form:
         return torch.zeros(rows, *self.shape)
 
     def fits(self, other: Form) -> bool:
-        """Whether a model made for the one reads the other: pictures of any size, of as many channels; sounds of a rate."""
+        """Whether a model made for the one reads the other: pictures of as many channels, sounds of one rate."""
         mine, theirs = ((f.kind, f.shape[:1], f.about.get("words"), f.about.get("rate")) for f in (self, other))
         return mine == theirs
 

@@ -36,7 +36,7 @@ PATTERNS = {
 NETS = {
     "audio_cnn": (),
     "audio_bilstm": (),
-    "resnet18": ("optim.lr=0.001", "epochs=15", "model.pretrained=false"),
+    "resnet18": ("optim.lr=0.001", "epochs=10", "model.pretrained=false"),
 }
 
 
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--root", default="../shared/data/fsdd")
     parser.add_argument("--by", default="takes", choices=tuple(PATTERNS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=tuple(NETS))
+    parser.add_argument("--nets", nargs="+", default=["audio_cnn", "audio_bilstm"], choices=tuple(NETS))
     parser.add_argument("--clips", type=int, nargs="+", default=[600, 6000])
     parser.add_argument("--cache", default="host")
     args = parser.parse_args()

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from clips import digits
 from files import make, write_table
 from problems import SMALL, config
 from sftc import build, data, early, environment, models
@@ -50,6 +51,7 @@ class Case:
 LONG = ("epochs=3", "checkpoint.steps=2")  # three steps an epoch
 DROPS = ("model.dropout=0.3", "model.batch_norm=true")
 FOLDER = ("data=image_folder", "data.root={pictures}", "data.cache=none", "data.augment.flip=0.5", "device.threads=1")
+SOUNDS = ("data=audio_folder", "data.root={tones}", "batch_size=8", "data.augment.shift=0.01", "data.augment.noise=0.1")
 CASES = (
     Case("dropout", DROPS),
     Case("pieces, average, mixup", ("data=fake", "data.augment.mixup=0.4", "micro_batch_size=11", "ema=0.9", *DROPS)),
@@ -66,6 +68,7 @@ CASES = (
     Case(
         "leader", ("strategy=leader", "strategy.keep=1", "strategy.followers=[{{alpha:0.5}},{{tap:net.fc2}}]", *DROPS)
     ),
+    Case("sounds", (*SOUNDS, "data.cache=none", "data.workers=0", "model=audio_cnn", "model.channels=[4]")),
     Case("ensemble", ("strategy=ensemble", "strategy.n=2", "strategy.lockstep=true", *DROPS)),
     Case("table, quantiles", ("data=tabular", "data.root={table}", "data.target=value", "loss=quantile", *DROPS)),
     Case(
@@ -199,6 +202,7 @@ def _made() -> dict[str, str]:
     build.train(cfg, home / "teacher", [], "sftc train")
     texts, words = write_csv(home / "texts"), write_conll(home / "words")
     own = {"pictures": pictures, "teacher": home / "teacher", "table": table, "texts": texts, "words": words}
+    own["tones"] = digits(home / "tones", n=15)
     return {name: str(path) for name, path in own.items()}
 
 

@@ -141,3 +141,23 @@ def test_a_clip_that_is_skipped_counts_nothing(tmp_path: Path):
     (path,) = run.skipped["train"]["rows"]
     assert path.endswith("low_2.wav")
     assert run.result["test"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("data.json", '"rate": 8000', '"rate": 1e12', "sounds of 1000000000000.0 samples a second cannot be read"),
+        ("data.json", '"rate": 8000', '"speed": 8000', "sounds of None samples a second"),
+        ("config.yaml", "hop: 80", "hop: 2", "model.sound.hop=2 must lie between"),
+        ("config.yaml", "n_mels: 16", "n_mels: 16000000", "model.sound.n_mels=16000000"),
+        ("config.yaml", "level: own", "_target_: os.system", "model.sound._target_ is not known"),
+    ],
+)
+def test_what_a_damaged_folder_says_of_sounds_is_one_line(tmp_path: Path, tones: str, file, old, new, says: str):
+    run = plain(tmp_path / "run", *AUDIO, *CNN, tones, "epochs=1")
+    text = (run.path / file).read_text()
+    assert old in text
+    (run.path / file).write_text(text.replace(old, new))
+    with pytest.raises(Refused, match=says) as error:
+        build.evaluate({"run": str(run.path), "data": None, "split": "test", "device": None, "quiet": True})
+    assert "\n" not in str(error.value)

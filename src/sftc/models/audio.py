@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def audio_cnn(
-    shape: tuple[int, ...], out_dim: int, channels: Sequence[int] = (32, 64, 128), dropout: float = 0.3
+    shape: tuple[int, ...], out_dim: int, channels: Sequence[int] = (16, 32, 64), dropout: float = 0.3
 ) -> nn.Sequential:
     """Convolutions of 3 x 3 with batch normalisation, each halving bands and times; then the mean over time of the
     loudest of what is left of the bands, so that clips may have any length."""

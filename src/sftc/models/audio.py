@@ -12,8 +12,8 @@ from torch import Tensor, nn
 def audio_cnn(
     shape: tuple[int, ...], out_dim: int, channels: Sequence[int] = (16, 32, 64), dropout: float = 0.3
 ) -> nn.Sequential:
-    """Convolutions of 3 x 3 with batch normalisation, each halving bands and times; then the mean over time of the
-    loudest of what is left of the bands, so that clips may have any length."""
+    """Convolutions of 3 x 3 with batch normalisation, each halving bands and times. The head reads each band that is
+    left, since a sound is not the same at another pitch; of times their mean and largest, so clips have any length."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     height, width = shape[1:]
     for i, (before, after) in enumerate(pairwise([shape[0], *channels]), 1):
@@ -24,7 +24,7 @@ def audio_cnn(
         layers[f"conv{i}"] = nn.Sequential(*parts)
     layers["pool"] = Pool()
     layers["dropout"] = nn.Dropout(dropout)
-    layers["head"] = nn.Linear(channels[-1], out_dim)
+    layers["head"] = nn.Linear(channels[-1] * height, out_dim)
     return nn.Sequential(layers)
 
 
@@ -44,10 +44,10 @@ def audio_bilstm(
 
 
 class Pool(nn.Module):
-    """[N, C, bands, times] -> [N, C]: the largest over bands, the mean over times."""
+    """[N, C, bands, times] -> [N, C * bands]: the mean over times and the largest, added (Kong et al. 2020)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps.amax(2).mean(2)
+        return (maps.mean(3) + maps.amax(3)).flatten(1)
 
 
 class Mean(nn.Module):

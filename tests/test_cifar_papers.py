@@ -13,6 +13,7 @@ from problems import cifar, stirred
 from sftc.build.parts import multiply_adds
 from sftc.cli.conf import conf_dir
 from sftc.models.cifar import NETS
+from sftc.types import Form
 
 # As printed by the field's code for 100 classes, in weights; its papers print millions.
 PUBLISHED = {
@@ -114,7 +115,7 @@ def test_no_net_is_missing_and_the_yaml_names_them_all():
     ("name", "millions"), [("resnet20", 40.82), ("resnet56", 125.75), ("wrn_40_2", 327.61), ("resnet32x4", 1083.04)]
 )
 def test_multiply_adds_of_a_picture(name, millions):
-    assert multiply_adds(cifar(name), (3, 32, 32)) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert multiply_adds(cifar(name), Form((3, 32, 32))) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 class Tape:

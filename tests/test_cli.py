@@ -49,6 +49,8 @@ optim/adamw        # sftc train optim=adamw
                    name: adamw  # fixed: the optimizer
                    lr: 1e-3  # float > 0: rate
                    kwargs: {}  # dict: further keywords
+semi/none          # sftc train semi=none
+                   name: none  # fixed: no more than the labels
 schedule/cosine    # sftc train schedule=cosine
                    name: cosine  # fixed: the schedule
 finetune/full      # sftc train finetune=full

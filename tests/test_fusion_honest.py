@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from fusing import PAIRS, TASKS, options, rule, team
 from sftc.errors import Refused
 from sftc.fusion import Temperature, honest, make
 from sftc.fusion.compare import against, paired
-from sftc.fusion.folds import assign
+from sftc.fusion.folds import assign, labelled
 from sftc.fusion.honest import crossfit, out_of_fold, tempered
 from sftc.fusion.measures import measure, row_values
 from sftc.fusion.pooling import Pooling
@@ -98,8 +100,17 @@ def test_the_temperature_is_that_of_least_nll(kind, factor):
     target[:50] = -1 if kind == "classes" else torch.nan
     fused[60] = torch.nan
     temperature = Temperature(task).fit(fused, target)
-    nll = lambda u: measure(task, "nll", task.scores(task.logits(fused.double()) / np.exp(u)), target)  # noqa: E731
-    assert temperature.log_t == pytest.approx(minimize_scalar(nll, bounds=(-4, 4), method="bounded").x, abs=2e-3)
+    known = labelled(target) & ~fused.isnan().any(1)
+    rows, truth = fused[known].double(), target[known]
+    missed = 0.5 / (len(rows) + 1)
+    wrong = rows.scatter(1, truth[:, None], 0).argmax(1) if kind == "classes" else 1 - truth
+
+    def cost(u: float) -> float:
+        at = task.scores(task.logits(rows) / np.exp(u))
+        return (1 - missed) * measure(task, "nll", at, truth) + missed * measure(task, "nll", at, wrong)
+
+    best: Any = minimize_scalar(cost, bounds=(-4, 4), method="bounded")
+    assert temperature.log_t == pytest.approx(best.x, abs=2e-4)
     out = temperature.apply(fused)
     assert measure(task, "nll", out, target) < measure(task, "nll", fused, target)
     assert bool(out[60].isnan().all())
@@ -121,10 +132,20 @@ def test_a_temperature_that_does_not_help_is_one_and_changes_no_bit():
         Temperature(VALUES)
 
 
-def test_rows_that_are_all_right_or_hopeless_leave_the_temperature_finite():
+@pytest.mark.parametrize("rows", [30, 300])
+def test_rows_that_are_all_right_are_as_sure_as_half_a_miss_allows(rows):
+    y = torch.arange(rows) % 3
+    right = torch.nn.functional.one_hot(y, 3) * 0.4 + 0.2  # no other class is likelier than the next
+    missed = 0.5 / (rows + 1)
+    sure = Temperature(CLASSES).fit(right, y).apply(right).amax(1)
+    assert float(1 - sure.mean()) == pytest.approx(missed, rel=1e-3)
+    labels = torch.nn.functional.one_hot(y, 3).float()
+    out = Temperature(LABELS).fit(labels * 0.4 + 0.3, labels).apply(labels * 0.4 + 0.3)
+    assert float((out - labels).abs().max()) == pytest.approx(missed, rel=1e-3)
+
+
+def test_hopeless_rows_leave_the_temperature_finite():
     y = torch.arange(30) % 3
-    right = torch.nn.functional.one_hot(y, 3) * 0.4 + 0.2
-    assert 0.01 < Temperature(CLASSES).fit(right, y).value < 0.1
     wrong = torch.nn.functional.one_hot((y + 1) % 3, 3).float()
     out = Temperature(CLASSES).fit(wrong, y).apply(wrong)
     assert bool(out.isfinite().all())

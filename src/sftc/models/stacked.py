@@ -60,11 +60,10 @@ class Stacked:
                 return functional_call(base, tensors, (inputs,))
 
         logits = vmap(call, in_dims=(0, None), randomness="error")(stacked, inputs)
-        if base.training:
-            with torch.no_grad():
-                for name in self._moving:
-                    for state, moved in zip(states, stacked[name].unbind(0), strict=True):
-                        state[name].copy_(moved)
+        with torch.no_grad():
+            for name in self._moving:
+                for state, moved in zip(states, stacked[name].unbind(0), strict=True):
+                    state[name].copy_(moved)
         return list(logits.unbind(0))
 
     def check(self, inputs: Inputs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ TEAM = ("strategy=ensemble", "strategy.n=3", "strategy.members=bagging", "data.e
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory) -> Run:
     return told(tmp_path_factory.mktemp("bags") / "run", *TEAM)
+
+
+def alone(*runs: Run) -> Any:
+    """Each as a voice of its own."""
+    homes = [Bench(Device("cpu")).open(run.path) for run in runs]
+    return [SimpleNamespace(name=h.run.path.name, homes=[h], folds=None) for h in homes]
 
 
 def test_out_of_bag_is_the_mean_of_those_that_did_not_draw_a_row(bags):
@@ -68,7 +75,7 @@ def test_who_was_chosen_on_the_validation_rows_is_named(tmp_path, capsys):
     few = ("data.eval_limit=64", "optim.lr=0.3", "optim=sgd")  # so fast that it goes up and down
     early = plain(tmp_path / "early", *few, "epochs=30", "patience=1")
     fixed = plain(tmp_path / "fixed", *few, "epochs=1", "seed=1")
-    elsewhere = plain(tmp_path / "elsewhere", *few, "epochs=30", "patience=1", "data.split_seed=1")
+    elsewhere = plain(tmp_path / "elsewhere", *few, "epochs=30", "patience=1", "data.split_seed=1", "data.eval_limit=4")
     paths = ",".join(str(r.path) for r in (early, fixed))
     build.fuse(config(f"runs=[{paths}]", command="fuse"), tmp_path / "fused", [], "sftc fuse")
     assert early.result["ended"] == "patience"
@@ -83,10 +90,11 @@ def test_who_was_chosen_on_the_validation_rows_is_named(tmp_path, capsys):
     cfg = config(f"runs=[{tmp_path / 'fused'},{fixed.path}]", "quiet=true", command="fuse")
     build.fuse(cfg, again, [], "sftc fuse")
     assert Run(again).result["chosen_on_validation"] == {"fused": "as its early"}
-    homes = [Bench(Device("cpu")).open(r.path) for r in (fixed, elsewhere)]
-    val, other = (set(h.run.rows_of("val").tolist()) for h in homes)  # type: ignore[union-attr]
-    units = [SimpleNamespace(name=h.run.path.name, homes=[h], folds=None) for h in homes]
-    assert ("elsewhere" in heldout.chosen(units)) == bool(val & other)  # type: ignore[arg-type]
+    val, other = (set(run.rows_of("val").tolist()) for run in (fixed, elsewhere))  # type: ignore[union-attr]
+    assert val.isdisjoint(other)
+    assert elsewhere.result["ended"] == "patience"
+    assert heldout.chosen(alone(fixed, elsewhere)) == {}
+    assert list(heldout.chosen(alone(elsewhere, fixed))) == ["elsewhere"]  # the rows of the first are fused on
 
 
 def test_folds_are_chosen_on_the_rows_that_stacking_is_fitted_on(tmp_path):
@@ -105,3 +113,6 @@ def test_folds_are_chosen_on_the_rows_that_stacking_is_fitted_on(tmp_path):
         if result["best"]["epoch"] != result["last"]["epoch"]:
             expected[f"model0-fold{k}"] = f"best epoch {result['best']['epoch'] + 1} of 12"
     assert run.result["chosen_on_validation"] == expected
+    assert expected
+    # Fused as runs like any other, the validation split is what they are judged by; no fold was chosen on that.
+    assert heldout.chosen(alone(*(Run(run.member(f"model0-fold{k}")) for k in range(3)))) == {}

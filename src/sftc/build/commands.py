@@ -133,12 +133,15 @@ def _shared(cfg: Config, out: Path) -> Path | None:
 def _complete(run: Run) -> None:
     """What was still to be done when a process died between "finished" and its own end."""
     carded = (run.path / "README.md").exists()
-    if run.checkpoints.folder.exists() or not carded:
+    drawn = not run.fused or "cost.png" in run.pictures  # the last one
+    if run.checkpoints.folder.exists() or not carded or not drawn:
         with contextlib.ExitStack() as stack:
             run.lock()
             stack.callback(run.unlock)
             run.checkpoints.drop()
-            if not carded:
+            if not drawn:
+                pictures.draw(run)
+            if not (carded and drawn):
                 report.write_card(run)
 
 

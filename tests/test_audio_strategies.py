@@ -122,7 +122,7 @@ def test_a_residual_net_on_spectrograms_and_a_recurrent_one_in_one_team(tmp_path
 
 def test_an_exported_model_answers_as_the_run_did(tmp_path: Path, tones: str):
     run = plain(tmp_path / "run", *AUDIO, *LSTM, tones)
-    build.export({"run": str(run.path), "out": str(tmp_path / "file"), "weights": "model", "quiet": True})
+    build.export(config(f"run={run.path}", f"out={tmp_path / 'file'}", command="export"))
     about = json.loads((tmp_path / "file" / "config.json").read_text())
     assert about["about"] == {"rate": 8000}
     form = Form(about["shape"], about["form"], about["about"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+import masks
 from clips import digits
 from files import make, write_table
 from problems import SMALL, config
@@ -30,7 +31,7 @@ from sftc.device import Device
 from sftc.errors import Refused, Stopped
 from sftc.lab import Lab
 from sftc.loop.steps import Steps
-from sftc.metrics import _Pieces
+from sftc.metrics import Pieces
 from sftc.store import Run, checkpoints, files, reading
 from sftc.store.checkpoints import Checkpoints
 from texts import write_conll, write_csv
@@ -58,6 +59,7 @@ CASES = (
     Case("bf16, clipped", ("device.precision=bf16-mixed", "clip=0.1", *DROPS)),
     Case("streaming", (*FOLDER, "data.workers=0", *DROPS), slow=True),
     Case("streaming, workers", (*FOLDER, "data.workers=2", "epochs=2")),
+    Case("pixels", ("data=segmentation_folder", "data.root={masks}", "data.augment.flip=0.5", "model=fcn")),
     Case("texts", ("data=text_csv", "data.root={texts}", "model=text_cnn", "model.min_count=1", "model.dim=8")),
     Case(
         "words", ("data=conll", "data.root={words}", "model=bilstm", "model.min_count=1", "model.hidden=8"), slow=True
@@ -91,7 +93,7 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
 # Within a phase, each of these is two moments: before it and after it.
 INSIDE: list[tuple[Any, str]] = [
     *((data, "build"), (models, "build"), (environment, "describe"), (torch, "load"), (Run, "log")),
-    *((Device, "backward"), (Device, "step"), (_Pieces, "hold"), (Path, "unlink"), (os, "fsync"), (os, "replace")),
+    *((Device, "backward"), (Device, "step"), (Pieces, "hold"), (Path, "unlink"), (os, "fsync"), (os, "replace")),
 ]
 ENDS = {signal.SIGKILL: 137, signal.SIGTERM: 143, signal.SIGINT: 130}
 WAYS = [(signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)]
@@ -202,6 +204,7 @@ def _made() -> dict[str, str]:
     build.train(cfg, home / "teacher", [], "sftc train")
     texts, words = write_csv(home / "texts"), write_conll(home / "words")
     own = {"pictures": pictures, "teacher": home / "teacher", "table": table, "texts": texts, "words": words}
+    own["masks"] = masks.write(home / "scenes", n=24)
     own["tones"] = digits(home / "tones", n=15)
     return {name: str(path) for name, path in own.items()}
 

@@ -11,8 +11,8 @@ import sftc
 
 ROOT = Path(sftc.__file__).parent
 ORDER = """
-early errors folders types columns stop store device environment metrics tasks losses fusion models data optim objective
-loop answers lab strategies track report pictures schema build cli
+early errors folders types positions columns stop store device environment metrics metrics_pixels tasks losses fusion
+models data optim objective loop answers lab strategies track report pictures scenes schema build cli
 """.split()  # noqa: SIM905
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT or not file.name.startswith("__"))
 
@@ -57,7 +57,7 @@ def test_each_file_imports_only_what_stands_before_it(file):
         ("lightning", {"device"}),
         ("timm", {"models", "optim"}),
         ("rich", {"track", "report", "cli"}),
-        ("matplotlib", {"pictures"}),
+        ("matplotlib", {"pictures", "scenes"}),
         ("pandas", {"data"}),
         ("transformers", {"models"}),
         ("tokenizers", {"models"}),

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from sftc.device import Device
 from sftc.errors import Refused
-from sftc.losses import Correlation, Decoupled, MeanSquared, Ramp, Soft, Team, Truth
+from sftc.losses import ChannelWise, Correlation, Decoupled, MeanSquared, Ramp, Soft, Team, Truth
 from sftc.objective import Learner, Objective
 from sftc.tasks import Classification
 from sftc.types import Batch, Out, Partner
-from views import classes, draw, labels, values, view
+from views import classes, draw, labels, pixels, values, view
 
 N, C, T = 5, 4, 3.0
 TARGET = torch.tensor([0, 3, 1, 1, 2])
@@ -308,3 +308,21 @@ def test_low_precision_is_computed_high(name):
     got = TERMS[name](view(s, t, target=TARGET))
     assert got.dtype == torch.float32
     assert torch.allclose(got, TERMS[name](view(s.float(), t.float(), target=TARGET)))
+
+
+def test_channelwise_compares_where_a_class_is_by_its_formula():
+    student, teacher, t = draw(2, 3, 2, 4), draw(2, 3, 2, 4, seed=1), 2.0
+    want = torch.zeros(2, dtype=torch.float64)
+    for n in range(2):
+        for c in range(3):
+            p, q = ((z[n, c].flatten() / t).softmax(0) for z in (teacher, student))
+            want[n] += t**2 / 3 * (p * (p / q).log()).sum()
+    got = ChannelWise(temperature=t)(view(student, teacher, task=pixels()))
+    assert torch.allclose(got, want)
+    shifted = teacher + draw(2, 3, 1, 1, seed=2)  # how much there is of a class is not looked at
+    assert torch.allclose(ChannelWise(temperature=t)(view(shifted, teacher, task=pixels())), torch.zeros(2).double())
+
+
+def test_channelwise_is_for_pixels_alone():
+    with pytest.raises(Refused, match="term channelwise needs pixels"):
+        Learner(torch.nn.Linear(2, 3), classes(), terms={"channelwise": ChannelWise()})

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import masks
 from clips import digits
 from files import make, write_bikes, write_cifar, write_mnist, write_table
 from sftc import build
@@ -64,6 +65,8 @@ TAGS = {"conll"}
 CLASSES = set(OPTIONS["data"]) - VALUES - LABELS - TAGS
 TEXTS = {"text_csv", "text_folder", "conll"}
 READERS = {"bag_of_embeddings", "text_cnn", "bilstm", "hf"}  # models of texts
+PIXELS = {"segmentation_folder"}
+DENSE = {"fcn", "unet", "torchvision_segmentation"}
 NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 TABLES = {"breast_cancer", "diabetes", "iris", "wine", *CSV}
@@ -107,6 +110,11 @@ REFUSED = [
     ("model", set(OPTIONS["model"]) - READERS, "data", TEXTS, "use model=text_cnn"),
     # So have sounds, which are also read as pictures.
     ("model", FOR_SOUNDS, "data", set(OPTIONS["data"]) - SOUNDS - TEXTS, "reads sounds.* use model=(simple_cnn|mlp)"),
+    # A class for each pixel needs nets that answer at each, and they nothing else.
+    ("model", DENSE, "data", set(OPTIONS["data"]) - PIXELS - TABLES - TEXTS, "answers at every pixel"),
+    ("model", set(OPTIONS["model"]) - DENSE - FOR_TABLES - READERS - FOR_SOUNDS, "data", PIXELS, "use model=unet"),
+    ("loss", {NLL}, "data", PIXELS, "use model=unet"),
+    ("semi", {"fixmatch", "mean_teacher"}, "data", PIXELS, "compares two views of a row"),
     # Only our own nets can end in LogSoftmax.
     ("loss", {NLL}, "model", set(OPTIONS["model"]) - OWN, "log_softmax|LogSoftmax"),
     ("loss", {NLL}, "data", TEXTS, "use model=text_cnn"),
@@ -181,6 +189,7 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     make(home / "image_folder", n=8)
     digits(home / "audio_folder")
     digits(home / "audio_csv")
+    masks.write(home / "segmentation_folder")
     write_table(home / "tabular" / "train.csv")
     write_csv(home / "text_csv")
     write_folder(home / "text_folder")

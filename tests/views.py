@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sftc.tasks import Classification, MultiLabel, Regression
+from sftc.tasks import Classification, MultiLabel, Regression, Segmentation
 from sftc.types import Batch, Out, Partner, Task, View
 
 NAMES = tuple("abcde")
@@ -13,6 +13,10 @@ NAMES = tuple("abcde")
 
 def classes(n: int = 3) -> Classification:
     return Classification(NAMES[:n])
+
+
+def pixels(n: int = 3) -> Segmentation:
+    return Segmentation(NAMES[:n])
 
 
 def labels(n: int = 3) -> MultiLabel:

@@ -19,7 +19,7 @@ PIECE = 1 << 16  # scored positions handed to torchmetrics at once
 RANKED = 32  # classes whose scores are ranked for auc without being asked
 
 
-class _Pieces:
+class Pieces:
     """Scores and targets up to PIECE positions, and running sums of what averages over positions."""
 
     def __init__(self, task: Any, full: bool) -> None:
@@ -74,7 +74,7 @@ class _Pieces:
         return known if weight is None else known * weight.reshape(*weight.shape, *[1] * (known.ndim - weight.ndim))
 
 
-class ClassMeter(_Pieces):
+class ClassMeter(Pieces):
     """accuracy, top5 (C > 5), macro f1, auc, ece (15 bins), nll, brier, loss; per class: precision, recall, f1, rows.
 
     auc is the area under the ROC curve; of more than two classes the mean over each against all others that occurs. It
@@ -205,7 +205,7 @@ def _seqeval() -> Any:
     return f1_score
 
 
-class LabelMeter(_Pieces):
+class LabelMeter(Pieces):
     """macro f1, map (mean average precision), accuracy per label, nll, brier, loss."""
 
     def make(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class LabelMeter(_Pieces):
         return {}
 
 
-class ValueMeter(_Pieces):
+class ValueMeter(Pieces):
     """r2 (mean over outputs), mae, rmse in the data's own units; loss in standard ones; per output: r2, mae, rmse.
 
     Of quantiles the middle ones are compared with the truth so, and `coverage` is the share of the truth that lies

@@ -11,6 +11,7 @@ import numpy as np
 
 from sftc.store import Run
 
+LACKING = "no pictures: they need matplotlib (pip install 'sftc[pictures]')"
 DPI = 120
 WRITTEN_OUT = 12  # members; of more, numbers in the fields would be too small to read
 LABELLED = 32  # points; of more, only rules and what is on the Pareto line are named
@@ -26,11 +27,11 @@ def draw(run: Run) -> str | None:
     try:
         importlib.import_module("matplotlib")
     except ImportError:
-        return "no pictures: they need matplotlib (pip install 'sftc[pictures]')"
+        return LACKING
     result = run.result
     if len(result["members"]["names"]) > 1:
-        run.write_picture("members", _png(_members(result["members"])))
-    run.write_picture("cost", _png(_cost(result["team"], result["monitor"], result["maximize"])))
+        run.write_picture("members", png(_members(result["members"])))
+    run.write_picture("cost", png(_cost(result["team"], result["monitor"], result["maximize"])))
     return None
 
 
@@ -44,12 +45,12 @@ def pareto(points: Sequence[tuple[float, float]], maximize: bool) -> list[int]:
     return kept
 
 
-def _figure(width: float, height: float) -> Any:
+def canvas(width: float, height: float) -> Any:
     """A figure in inches. Without pyplot there is no state, and no display is looked for."""
     return importlib.import_module("matplotlib.figure").Figure((width, height), dpi=DPI, layout="constrained")
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
@@ -59,7 +60,7 @@ def _members(why: dict[str, Any]) -> Any:
     """Two heat maps over pairs of members. A diagonal says nothing and is left out."""
     names = why["names"]
     side = min(12.0, 2.4 + 0.5 * len(names))
-    figure = _figure(2 * side + 0.8, side)
+    figure = canvas(2 * side + 0.8, side)
     left, right = figure.subplots(1, 2)
     values = _pairs(why["disagreement"])
     top = np.nanmax(values) if np.isfinite(values).any() else 1.0
@@ -101,7 +102,7 @@ def _cost(rows: list[dict[str, Any]], monitor: str, maximize: bool) -> Any:
     points = [(row["ms_per_row"], row[split][monitor]) for row in rows]
     ruled = ["gain" in row for row in rows]
     best = pareto(points, maximize)
-    figure = _figure(8.5, max(4.5, 0.22 * min(len(rows), LABELLED)))
+    figure = canvas(8.5, max(4.5, 0.22 * min(len(rows), LABELLED)))
     axes = figure.subplots()
     if all(x > 0 for x, _ in points):
         axes.set_xscale("log")

@@ -68,7 +68,7 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     judged = any("gain" in row for row in rows)
     if judged:
-        table.add_column(f"{splits[-1]} {shown[0]}\nto the best", justify="right", no_wrap=True)
+        table.add_column(f"{splits[-1]} {_judge(rows)}\nto the best", justify="right", no_wrap=True)
     if failed:
         table.add_column("", no_wrap=True)  # wide enough for a sentence
     for row in rows:
@@ -79,6 +79,11 @@ def team(rows: list[dict[str, Any]], monitor: str) -> Table:
         dashes = ["-"] * (len(splits) * len(shown) + 2 + judged)
         table.add_row(printable(row["name"]), *dashes, printable(f"left out: {row['failed']}"))
     return table
+
+
+def _judge(rows: list[dict[str, Any]]) -> str:
+    """The metric that fusions are compared with the best single member by."""
+    return next(iter(next(iter(next(r["gain"] for r in rows if "gain" in r).values()))))
 
 
 def _gain(row: dict[str, Any], split: str) -> str:

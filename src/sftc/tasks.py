@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sftc.errors import Refused, choose
 from sftc.metrics import ClassMeter, LabelMeter, TagMeter, ValueMeter
+from sftc.metrics_pixels import PixelMeter
 
 MINIMIZED = frozenset({"loss", "nll", "brier", "ece", "mae", "rmse"})
 
@@ -146,6 +147,21 @@ class Tagging(Classification):
 
     def meter(self, full: bool = True) -> TagMeter:
         return TagMeter(self, full)
+
+
+class Segmentation(Classification):
+    """One of C classes for each pixel. Logits [N, C, H, W], target [N, H, W] (-1: unlabelled).
+
+    What is best is judged by the mean over classes of intersection over union, which rare classes count in as common
+    ones do.
+    """
+
+    kind = "pixels"
+    offers = frozenset({"classes", "probabilities", "pixels"})
+    metrics = ("miou", "accuracy", "nll", "loss")
+
+    def meter(self, full: bool = True) -> PixelMeter:
+        return PixelMeter(self, full)
 
 
 class MultiLabel:
@@ -336,6 +352,7 @@ class Regression:
 
 
 TASKS = {"classes": Classification, "labels": MultiLabel, "values": Regression, "tags": Tagging}
+TASKS["pixels"] = Segmentation
 
 
 def check_quantiles(quantiles: Sequence[float] | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftc import data as datasets
-from sftc import models, pictures, report, track
+from sftc import models, pictures, report, scenes, track
 from sftc.build import parts, trust
 from sftc.build.bench import Bench
 from sftc.build.facts import Facts
@@ -57,6 +57,7 @@ def train(cfg: Config, out: Path, overrides: list[str], command: str) -> float |
             if old is None:  # what was refused before anything was learned leaves no folder
                 lab.run.discard()
             raise
+        _show(lab)
     report.show(*report.skipped(lab.run.skipped))
     _end(lab.run, cfg["quiet"])
     return _monitor(lab.run)
@@ -83,8 +84,15 @@ def fuse(cfg: Config, out: Path, overrides: list[str], command: str) -> float | 
         except BaseException:  # nothing is learned yet that could be gone on with
             lab.run.discard()
             raise
+        _show(lab)
     _end(lab.run, cfg["quiet"])
     return _monitor(lab.run)
+
+
+def _show(lab: Lab) -> None:
+    """Pictures of what was said about pixels, and the card again, which shows them."""
+    if lab.facts.kind == "pixels" and scenes.draw(lab) is None:
+        report.write_card(lab.run)
 
 
 def _end(run: Run, quiet: bool) -> None:

@@ -143,7 +143,7 @@ def resolve_data(node: Config, data: Data) -> Config:
     if out.get("root"):
         out["root"] = os.path.abspath(os.path.expanduser(out["root"]))
     if "size" in out and len(data.shape) == 3:
-        out["size"] = data.shape[-1]
+        out["size"] = min(data.shape[1:])
     if data.form.kind == "sound":
         rate = data.form.about["rate"]
         out |= {"rate": rate, "seconds": data.shape[1] / rate}

@@ -270,7 +270,7 @@ def _check_room(run: Run, cfg: Config, facts: Facts, room: int) -> None:
             said = " x ".join(map(str, shape))
             raise Refused(f"{run.path}: rows of {said} numbers, {rows} at a time, are more than memory has room for")
     size = cfg["data"].get("size")
-    if isinstance(size, int) and len(facts.shape) == 3 and size != facts.shape[-1]:
+    if isinstance(size, int) and len(facts.shape) == 3 and size != min(facts.shape[1:]):
         raise Refused(f"{run.path}: config.yaml has data.size={size}, {FILE} rows of {facts.shape}")
 
 

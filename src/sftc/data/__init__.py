@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
-from sftc.data import audio, bundled, classic_tables, classics, conll, folder, tabular, text
+from sftc.data import audio, bundled, classic_tables, classics, conll, folder, masks, segmentation, tabular, text
 from sftc.data.audio_augment import Changes, SoundAugment
 from sftc.data.augment import Augment
 from sftc.data.rows import ArrayTable, Data, Split, Table
@@ -62,6 +62,7 @@ READERS = {
     "conll": Reader(conll.conll, "tags", "text", locate=conll.locate),
     "audio_folder": Reader(audio.audio_folder, form="sound", locate=audio.locate),
     "audio_csv": Reader(audio.audio_csv, form="sound", locate=audio.locate_csv),
+    "segmentation_folder": Reader(segmentation.segmentation_folder, "pixels", locate=segmentation.locate),
 }
 HOLDS = {"picture": "images", "table": "tables", "text": "texts", "sound": "sounds"}  # in words
 CHANGES: dict[str, Any] = {"picture": Augment, "sound": SoundAugment}  # what augments rows of a form
@@ -134,6 +135,8 @@ def build(
     if size is not None and "size" not in takes:
         raw.tables = {name: _resized(load, size) for name, load in raw.tables.items()}
     numbers = chosen(raw.kind, raw.class_names, common["classes"])
+    if raw.kind == "pixels" and numbers is not None:
+        raw.tables = {name: segmentation.only(load, numbers) for name, load in raw.tables.items()}
     shares = {k: common[k] for k in ("limit", "eval_limit", "val_share", "test_share", "split_seed", "unlabeled")}
     parts = splits(raw, numbers=numbers, **shares)
     if quantiles and raw.kind == "values":
@@ -150,6 +153,10 @@ def build(
         **{k: common[k] for k in ("split_seed", "cache", "workers", "views", "on_error")},
     )
     _check_built(data)
+    if raw.kind == "pixels" and common["class_weights"] == "balanced":
+        train = parts["train"]
+        seen = train.rows[train.target[train.rows] >= 0]
+        data.class_counts = masks.counts(train.table, seen, data.out_dim, skip=common["on_error"] == "skip")
     data.class_weights = weights(common["class_weights"], data.class_counts, raw.kind, labelled)
     return data
 
@@ -251,8 +258,8 @@ def _check_built(data: Data) -> None:
         return
     if augment.colours and data.shape[0] not in (1, 3):
         raise Refused(f"data.augment: randaugment and autoaugment need 1 or 3 channels, not {data.shape[0]}")
-    if augment.crop and augment.crop > data.shape[-1]:
-        raise Refused(f"data.augment.crop={augment.crop} is more than the images' {data.shape[-1]} pixels")
+    if augment.crop and augment.crop > min(data.shape[1:]):
+        raise Refused(f"data.augment.crop={augment.crop} is more than the images' {min(data.shape[1:])} pixels")
 
 
 def _labelled(train: Split, unlabeled: float | None) -> torch.Tensor:

@@ -78,7 +78,7 @@ class SoundTable:
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            content = folder._content([self.path(i) for i in range(len(self.files))])
+            content = folder.content([self.path(i) for i in range(len(self.files))])
             names = b"\0".join(self.files.tolist())
             self._fingerprint = digest(content, names, self.classes, self.shape, self.about, self.target)
         return self._fingerprint

@@ -198,6 +198,29 @@ class Augment:
                 images = images.float() * own + partner.float() * (1 - own)
         return images, lam
 
+    def follow(self, mask: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """Move masks uint8 [n, 1, H, W] as `apply` moves their images, to the nearest pixel; colours are not theirs.
+
+        What is erased keeps its class; what comes in from outside has none.
+
+        Returns:
+            The masks, and each row's own share [n], or None: where cutmix pasted, the classes came along, and all of
+            the row is its own; where mixup blended, the partner's classes count beside.
+        """
+        t = draw.tensors
+        mask = mask + 1  # unknown, 255, is 0 now: the black that comes in from outside
+        if "region" in t:
+            mask = _stretch(mask, t["region"], "nearest")
+        if self.moves:
+            mask = shift_flip(mask, self.crop, t.get("offset"), t.get("flip"))
+        if draw.op is not None and draw.value is not None:
+            for layer in range(draw.op.shape[1]):
+                mask = _ops().apply(mask, _ops().moving(draw.op[:, layer]), draw.value[:, layer])
+        mask = mask - 1
+        if "cut" in t:
+            mask = torch.where(_inside(t["cut"], mask), mask.flip(0), mask)
+        return mask, t.get("blend")
+
 
 def _ops() -> ModuleType:
     # Importing torchvision takes 1.5 s, and only these operations need it.
@@ -237,15 +260,13 @@ def _lines(n: int, c: int, h: int, w: int, pad: int, device: torch.device) -> Te
     return planes + torch.arange(h, device=device) * wide
 
 
-def _stretch(images: Tensor, region: Tensor) -> Tensor:
-    """Bilinear reading of the rectangle (top, left, height, width as shares of the image) at the old size."""
+def _stretch(images: Tensor, region: Tensor, mode: str = "bilinear") -> Tensor:
+    """Reading of the rectangle (top, left, height, width as shares of the image) at the old size."""
     top, left, height, width = region.unbind(1)
     zero = torch.zeros_like(top)
     theta = torch.stack((width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1), 1).view(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-    out = torch.nn.functional.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    out = torch.nn.functional.grid_sample(images.float(), grid, mode=mode, padding_mode="border", align_corners=False)
     return out.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -19,7 +19,7 @@ from sftc.data.split import Raw
 from sftc.errors import Refused, nearest
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _HEADERS = 500  # pictures whose size is looked up to choose data.size
 _NATIVE = 64  # pictures up to this side are kept as they are
 _LARGE = 224
@@ -67,9 +67,9 @@ class FolderTable:
 
     def fingerprint(self) -> str:
         if self._fingerprint is None:
-            content = _content([self.path(i) for i in range(len(self.files))])
+            hashed = content([self.path(i) for i in range(len(self.files))])
             names = b"\0".join(self.files.tolist())
-            self._fingerprint = digest(content, names, self.classes, self.shape, self.target)
+            self._fingerprint = digest(hashed, names, self.classes, self.shape, self.target)
         return self._fingerprint
 
 
@@ -91,7 +91,7 @@ def locate(root: str | None, like: str = "*.png") -> dict[str, Path]:
         raise Refused(
             f"data.root={path} is not a folder{near} (looked for train/<class>/{like} or <class>/{like} in it)"
         )
-    found = {s: path / n for s, names in _SPLITS.items() for n in names if (path / n).is_dir()}
+    found = {s: path / n for s, names in SPLITS.items() for n in names if (path / n).is_dir()}
     if not found:
         return {"train": path}
     if "train" not in found:
@@ -233,7 +233,7 @@ def choose_size(paths: list[str], model_size: int | None, skip: bool = False) ->
     )
 
 
-def _content(paths: list[str]) -> str:
+def content(paths: list[str]) -> str:
     """A hash of the files' bytes, remembered between runs by (path, size, time of change).
 
     A file that is gone or cannot be opened counts as such: whether that matters is for the reading to say.

@@ -50,6 +50,7 @@ OPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 NAMES = list(OPS)
 _RAND = NAMES[:-1]  # RandAugment leaves Invert out
 _SIGNED = frozenset(NAMES[1:10])
+_MOVING = np.array([name.startswith(("Shear", "Translate", "Rotate")) for name in NAMES])
 
 
 @functools.cache
@@ -99,6 +100,11 @@ def auto_augment(u: np.ndarray, policy: str, height: int, width: int) -> tuple[n
     signed = np.array([name in _SIGNED for name in NAMES])
     value = np.where(op > 0, values[pick], 0.0)
     return op, np.where(signed[op] & (u[:, 3:5] <= 0.5), -value, value) + 0.0
+
+
+def moving(op: np.ndarray) -> np.ndarray:
+    """`op` [n] where it moves pixels, else nothing: what a mask goes through. All of these take the nearest pixel."""
+    return np.where(_MOVING[op], op, 0)
 
 
 def apply(images: Tensor, op: np.ndarray, value: np.ndarray) -> Tensor:

@@ -51,6 +51,48 @@ def pixels(path: str, size: int) -> np.ndarray:
         return np.asarray(picture)
 
 
+def stretched(path: str, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, int]]:
+    """All of a picture at (height, width): RGB, uint8 [height, width, 3]; and the width and height it had.
+
+    Raises:
+        Unreadable: as `pixels`.
+    """
+    height, width = shape
+    with _opened(path) as picture:
+        had = picture.size
+        picture = _rgb(picture)
+        if had != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture), had
+
+
+def codes(path: str, coloured: bool) -> np.ndarray:
+    """A mask as it is: the numbers of its pixels, uint8 [H, W], or their colours, uint8 [H, W, 3].
+
+    Raises:
+        Unreadable: as `pixels`; or its pixels are no numbers from 0 to 255.
+    """
+    with _opened(path) as picture:
+        if coloured:
+            return np.asarray(_rgb(picture))
+        if picture.mode in ("L", "P", "1"):  # of a palette the indices, as VOC has them
+            return np.asarray(picture, dtype=np.uint8)
+        numbers = np.asarray(picture)
+        if not picture.mode.startswith("I"):
+            raise ValueError(f"its mode is {picture.mode}, and masks hold class numbers; for colours give data.palette")
+        if numbers.min() < 0 or numbers.max() > 255:
+            raise ValueError(f"class number {int(numbers.max())} is none of 0 to 255")
+        return numbers.astype(np.uint8)
+
+
+def resized(classes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Class numbers uint8 [H, W] at another (height, width): the nearest."""
+    height, width = shape
+    if classes.shape == (height, width):
+        return classes
+    return np.asarray(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
+
+
 def extent(path: str) -> tuple[int, int]:
     """Width and height, from the first bytes of the file. Raises Unreadable."""
     with _opened(path) as picture:

@@ -173,6 +173,8 @@ class Data:
 
     def _measure(self, table: Table, rows: Tensor, target: Tensor) -> None:
         self.class_counts = self.target_mean = self.target_std = self.input_mean = self.input_std = None
+        if self.kind == "pixels":  # counted where somebody asks: that reads every mask
+            return
         if not target.is_floating_point():
             self.class_counts = torch.bincount(target[target >= 0], minlength=self.out_dim)
         elif self.kind == "labels":
@@ -254,6 +256,7 @@ class Data:
             second=second,
             extent=getattr(part.table, "extent", None),
             cut=getattr(part.table, "cut", None),
+            masked=getattr(part.table, "masked", False),
         )
 
     def _reader(

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sftc.data import random
+from sftc.data import masks, random
 from sftc.data.audio_augment import Changes
 from sftc.data.augment import Draw
 from sftc.data.skips import Skips
@@ -122,8 +123,10 @@ class Batches:
         second: Changes | None = None,
         extent: Tensor | None = None,
         cut: Callable[[Tensor], Tensor] | None = None,
+        masked: bool = False,
     ) -> None:
         self.cut = cut  # takes off what a table reads only for augmentation to move
+        self.masked = masked  # whether the last channel of what is read is a mask
         self.second = second  # how another view of every row is made, kept as batch.extra["second"]; None: none is
         self.plan, self.reader, self.device = plan, reader, device
         self.augment, self.augment_seed = augment, augment_seed
@@ -151,6 +154,7 @@ class Batches:
         for (a, b), (raw, lost) in zip(bounds, raws, strict=True):
             if self._moments is not None:
                 raw = (raw - self._moments[0]) / self._moments[1]
+            raw, mask = masks.parted(raw, target[a:b]) if self.masked else (raw, None)
             plain = raw if self.cut is None else self.cut(raw)
             batch = Batch(plain, target[a:b], on_device[a:b], views[a:b])
             if self._extent is not None:
@@ -161,12 +165,19 @@ class Batches:
                 batch.weight = (~lost).float()
             if self.second is not None:
                 batch.extra = {"second": self.second.apply(raw, next(seconds))[0]}
+            lam = None
             if self.augment is not None:
                 draw = next(draws)
                 if lost is not None:
                     draw = draw.unmixed(lost.flip(0))
                 batch.inputs, lam = self.augment.apply(raw, draw)
-                batch.partner = None if lam is None else _mirrored(batch, lam)
+                if mask is not None:
+                    pictures: Any = self.augment  # only those have masks
+                    mask, lam = pictures.follow(mask, draw)
+            if mask is not None:
+                batch.target = masks.target(mask)
+            if lam is not None:
+                batch.partner = _mirrored(batch, lam)
             yield batch
 
     def _draws(

@@ -28,7 +28,7 @@ class Raw:
         tables: Mapping[str, Callable[[], Table]],
         notes: list[str] | None = None,
     ) -> None:
-        self.kind = kind  # "classes", "labels", "values" or "tags"
+        self.kind = kind  # "classes", "labels", "values", "tags" or "pixels"
         self.class_names = class_names
         self.tables = dict(tables)
         self.notes = [] if notes is None else notes
@@ -97,7 +97,7 @@ def chosen(kind: str, names: list[str], classes: list | None) -> list[int] | Non
     numbers = [_number(c, names) for c in classes]
     if len(set(numbers)) < len(numbers):
         raise Refused(f"data.classes={classes} names a class twice")
-    if len(numbers) < (2 if kind == "classes" else 1):
+    if len(numbers) < (2 if kind in ("classes", "pixels") else 1):
         raise Refused(f"data.classes={classes} leaves nothing to tell apart; give two or more")
     return numbers
 
@@ -113,7 +113,7 @@ def _number(wanted: object, names: list[str]) -> int:
 
 def relabelled(target: Tensor, rows: Tensor, kind: str, numbers: list[int] | None, n: int) -> tuple[Tensor, Tensor]:
     """Targets in the numbering of the chosen classes, and the rows that belong to one of them."""
-    if numbers is None:
+    if numbers is None or kind == "pixels":  # there the masks are relabelled as they are read
         return target, rows
     if kind == "labels":
         return target[:, numbers], rows

@@ -20,15 +20,16 @@ from sftc.device import Device
 from sftc.errors import Refused
 from sftc.lab import results, semi, teams
 from sftc.lab.fitting import assemble, penalties
-from sftc.lab.settings import Settings, Watch
+from sftc.lab.settings import Settings, Watch, at_once
 from sftc.loop import Fit, Fitted
 from sftc.losses import Truth
 from sftc.metrics import Agreement
 from sftc.models import Follower, adapt
 from sftc.objective import Learner, Live, Objective
+from sftc.positions import Said
 from sftc.stop import Stopper
 from sftc.store import Run
-from sftc.types import Batch, Metrics, Predictions, Source, Task
+from sftc.types import Batch, Metrics, Source, Task
 
 WRONG = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 TIMED = 16  # rows of a timed forward
@@ -159,7 +160,7 @@ class Lab:
         s = self.settings
         return self.data.source(
             split,
-            s.batch_size if train else s.eval_batch_size,
+            s.batch_size if train else at_once(s.eval_batch_size, self.facts),
             train=train,
             seed=self.data_seed,
             device=self.device.torch,
@@ -172,7 +173,7 @@ class Lab:
         """Every row of a split once, in order, in one of the views that training sees."""
         return self.data.source(
             split,
-            self.settings.eval_batch_size,
+            at_once(self.settings.eval_batch_size, self.facts),
             train=True,
             seed=self.data_seed,
             device=self.device.torch,
@@ -290,10 +291,10 @@ class Lab:
         self.run.log(row)
         self.watch.row(row)
 
-    def predict(self, model: nn.Module, split: str, rows: Tensor | None = None, meter: Any = None) -> Predictions:
+    def predict(self, model: nn.Module, split: str, rows: Tensor | None = None, meter: Any = None) -> Said:
         return loop.predict(model, self.source(split, rows=rows), self.task, self.device, meter)
 
-    def measure(self, model: nn.Module, split: str) -> tuple[Predictions, Metrics, dict[str, Any]]:
+    def measure(self, model: nn.Module, split: str) -> tuple[Said, Metrics, dict[str, Any]]:
         """Predictions of a split, its metrics, and the table per class."""
         meter = self.task.meter()
         predictions = self.predict(model, split, meter=meter)

@@ -9,13 +9,14 @@ from torch import nn
 
 from sftc import loop
 from sftc.loop import Fitted
+from sftc.positions import Positions, Said
 from sftc.store import hash_tensors
-from sftc.types import Metrics, Predictions
+from sftc.types import Metrics
 
 if TYPE_CHECKING:
     from sftc.lab.lab import Lab
 
-Found = dict[str, tuple[Predictions, Metrics]]  # split -> what the kept model says there
+Found = dict[str, tuple[Said, Metrics]]  # split -> what the kept model says there
 More = Callable[[Found], dict[str, Any]]
 
 
@@ -31,6 +32,8 @@ def keep(lab: Lab, fitted: Fitted, more: More) -> None:
         if split != "train":
             predictions, metrics, classes[split] = lab.measure(model, split)
             found[split] = predictions, metrics
+            if isinstance(predictions, Positions):
+                lab.watch.say(f"predictions of {split}: {predictions}")
             run.write_predictions(split, predictions, mark | {"split": data.splits[split].fingerprint()})
     last = dict(fitted.last)
     if "test" in found:

@@ -63,6 +63,8 @@ def check(node: Node, data: Data) -> None:
         raise Refused(f"semi={name} needs unmixed pictures: set data.augment.mixup=0 and cutmix=0, or semi=none")
     if name == "fixmatch" and data.form.kind != "picture":
         raise Refused("semi=fixmatch augments pictures, which this data does not have; use semi=pseudo")
+    if name != "pseudo" and data.kind == "pixels":
+        raise Refused(f"semi={name} compares two views of a row, whose pixels lie elsewhere in each; use semi=pseudo")
     train = data.splits["train"]
     known = train.target[train.rows] >= 0
     if bool(known.all()):

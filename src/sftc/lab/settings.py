@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sftc.loop import Budget, Care
 from sftc.store import Run
+
+PIXELS = 1 << 19  # that are scored at once, where each has an answer
+
+
+def at_once(rows: int, facts: Any) -> int:
+    """How many rows are scored together: as asked, but of answers at every pixel no more than memory has room for."""
+    return max(1, min(rows, PIXELS // math.prod(facts.shape[1:]))) if facts.kind == "pixels" else rows
 
 
 class Settings:

@@ -15,7 +15,7 @@ from sftc.errors import Refused
 from sftc.models.fused import Fused, gathered
 from sftc.models.surgery import Tapped
 from sftc.store import Run, hash_tensors
-from sftc.types import Metrics, Predictions
+from sftc.types import Metrics
 
 if TYPE_CHECKING:
     from sftc.lab.lab import Lab
@@ -32,7 +32,7 @@ class Outcome(Protocol):
     taps: list[list[str]]
     pooling: fusion.Pooling
     temperature: float
-    found: dict[str, Predictions]
+    found: dict[str, Any]
     metrics: dict[str, Metrics]
 
 

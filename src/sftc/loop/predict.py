@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sftc.device import Device
+from sftc.positions import Gathered, Said
 from sftc.types import Batch, Predictions, Source
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True, stop: Any = None
-) -> Predictions:
+) -> Said:
     """Scores of every row of a source, in its order; a meter sees the logits as they pass.
 
     Rows of weight 0, which could not be read, are left out.
@@ -28,6 +29,7 @@ def predict(
     scores: list[Tensor] = []
     targets: list[Tensor] = []
     rows: list[Tensor] = []
+    gathered: Gathered | None = None
     try:
         for batch in source.epoch(0):
             with device.autocast():
@@ -37,9 +39,13 @@ def predict(
                 meter.update(logits, batch.target, batch.weight)
             if keep:
                 s, t, r = task.flat(*_counting(batch, logits))
-                scores.append(s.float().cpu())
-                targets.append(t.cpu())
-                rows.append(r.cpu())
+                if logits.ndim > 3:  # an answer at every pixel: too many to be held as they are
+                    gathered = gathered or Gathered(logits.shape[1], len(source.rows) * logits[0, 0].numel())
+                    gathered.add(s, t, r)
+                else:
+                    scores.append(s.float().cpu())
+                    targets.append(t.cpu())
+                    rows.append(r.cpu())
             if stop is not None and (why := stop()) is not None:
                 raise why
     finally:
@@ -48,6 +54,8 @@ def predict(
     if not keep:
         empty = torch.empty(0)
         return Predictions(empty, empty, empty.long())
+    if gathered is not None:
+        return gathered.whole()
     return Predictions(torch.cat(scores), torch.cat(targets), torch.cat(rows))
 
 

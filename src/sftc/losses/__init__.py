@@ -3,6 +3,7 @@
 To add a term: subclass `Term`, return one value per row, add a row to `TERMS` and its formula to the tests.
 """
 
+from sftc.losses.channels import ChannelWise
 from sftc.losses.features import Attention, Hint
 from sftc.losses.logits import Correlation, Decoupled, MeanSquared, Soft
 from sftc.losses.penalties import L1, L2SP
@@ -19,6 +20,7 @@ TERMS = {
     "soft": Soft,
     "decoupled": Decoupled,
     "correlation": Correlation,
+    "channelwise": ChannelWise,
     "mean_squared": MeanSquared,
     "hint": Hint,
     "attention": Attention,
@@ -33,6 +35,7 @@ __all__ = [
     "TERMS",
     "Agreeing",
     "Attention",
+    "ChannelWise",
     "Climb",
     "Consistent",
     "Contrastive",

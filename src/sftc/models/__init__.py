@@ -17,13 +17,14 @@ from typing import Any
 from torch import nn
 
 from sftc.errors import Refused, choose
-from sftc.models import cifar, follower, heads, hub, keys, own, spectrogram, tabular, text, weights
+from sftc.models import cifar, dense, follower, heads, hub, keys, own, spectrogram, tabular, text, weights
 from sftc.models.follower import Follower
 from sftc.models.vision import Prepare, Vision
 from sftc.types import Form
 
 FAMILIES: dict[str, ModuleType] = {**dict.fromkeys(own.NETS, own), "cifar": cifar, "follower": follower}
 FAMILIES |= dict.fromkeys(hub.HUBS, hub) | dict.fromkeys(tabular.NETS, tabular) | dict.fromkeys(text.FAMILIES, text)
+FAMILIES |= dict.fromkeys(dense.FAMILIES, dense)
 
 # What the rows of each kind are called, the model to take for them, and who reads what. Whoever reads pictures reads
 # sounds, as spectrograms.
@@ -75,6 +76,7 @@ def build(spec: Mapping[str, Any], *, out_dim: int, form: Form | Sequence[int]) 
     if form.kind == "sound" and family != "follower":
         heard = spectrogram.build(spec, form)
         form = Form(heard.picture(form.shape[1]))
+    _check_answers(family, spec, form)
     model = FAMILIES[family].build(spec, out_dim, form)
     model.facts |= {"family": family, "name": spec["name"]}
     if keys.head(spec) != "linear":
@@ -88,6 +90,19 @@ def build(spec: Mapping[str, Any], *, out_dim: int, form: Form | Sequence[int]) 
         model.facts["pretrained"] = "checkpoint"
     model.facts["params"] = sum(p.numel() for p in model.parameters())
     return model
+
+
+def _check_answers(family: str, spec: Mapping[str, Any], form: Form) -> None:
+    """Raises Refused: it answers at every pixel and the data for a whole picture, or the other way round."""
+    if family == "follower" or (family in dense.FAMILIES) == bool(form.about.get("pixels")):
+        return
+    if family in dense.FAMILIES:
+        raise Refused(
+            f"model={spec['name']} answers at every pixel, the data says one thing of a row; use model=resnet18"
+        )
+    raise Refused(
+        f"model={spec['name']} answers once for a picture, the data has a class for each pixel; use model=unet"
+    )
 
 
 __all__ = ["FAMILIES", "Follower", "Prepare", "Vision", "build", "check", "text"]

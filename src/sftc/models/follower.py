@@ -140,8 +140,9 @@ def check(spec: Mapping[str, Any]) -> None:
     for leader, tap in zip(spec["leaders"], spec["taps"], strict=True):
         if leader["model"]["family"] == "follower":
             raise Refused(f"a follower cannot follow a follower ({leader['model']['name']}); name its leader")
-        if leader["kind"] == "tags":
-            raise Refused("a follower reads one answer a row, and its leader has one for each word: set followers=[]")
+        if leader["kind"] in ("tags", "pixels"):
+            each = "word" if leader["kind"] == "tags" else "pixel"
+            raise Refused(f"a follower reads one answer a row, its leader has one for each {each}: set followers=[]")
         if tap == "probabilities" and leader["kind"] not in SQUASH:
             raise Refused(f"tap=probabilities: the leader predicts {leader['kind']}; use tap=logits")
 

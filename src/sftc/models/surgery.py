@@ -142,10 +142,11 @@ def keep_first(source: nn.Module, target: nn.Module, n: int) -> nn.Module:
     theirs = blocks(source)
     in_range(n, len(theirs), "keep_first")
     give, take = source.state_dict(), target.state_dict()
-    homes = _homes(source, theirs)
+    homes, aliases = _homes(source, theirs), getattr(target, "aliases", {})
     for key, value in give.items():
         if homes[key] >= n:
             continue
+        key = key if key in take else aliases.get(key, key)  # a net without its head, in another
         if key not in take or take[key].shape != value.shape:
             raise Refused(f"keep_first={n}: the target has no {key} of shape {list(value.shape)}; are they alike?")
         take[key].copy_(value)

@@ -19,12 +19,12 @@ from torch import Tensor
 from sftc import __version__
 from sftc.errors import Refused, choose, nearest
 from sftc.folders import free
-from sftc.store import forms
+from sftc.positions import Said
+from sftc.store import forms, predictions
 from sftc.store.checkpoints import Checkpoints
 from sftc.store.files import appended, inner, plain, write_tensors, write_text
 from sftc.store.home import Home
 from sftc.store.reading import lines, read_meta, read_shapes, read_tensors, read_yaml
-from sftc.types import Predictions
 
 FORMAT = 1  # of the folder; a newer one is refused
 
@@ -209,24 +209,18 @@ class Run(Home):
         path = self.inside("fusion.safetensors")
         return about, read_tensors(path) if path.exists() else {}
 
-    def write_predictions(self, split: str, p: Predictions, meta: Mapping[str, str]) -> None:
+    def write_predictions(self, split: str, p: Said, meta: Mapping[str, str]) -> None:
         """preds/<split>.safetensors with the model's hash and the data's fingerprint."""
-        tensors = {"scores": p.scores, "target": p.target, "row": p.row}
-        write_tensors(inner(self.inside("preds")) / f"{split}.safetensors", tensors, meta)
+        held, more = predictions.tensors(p)
+        write_tensors(inner(self.inside("preds")) / f"{split}.safetensors", held, {**meta, **more})
 
-    def predictions(self, split: str) -> tuple[Predictions, dict[str, str]]:
+    def predictions(self, split: str) -> tuple[Said, dict[str, str]]:
         """Raises Refused: there are none of this split, or the file holds something else."""
         path = self.inside("preds", f"{split}.safetensors")
         if not path.exists():
             raise Refused(f"run {self.path} holds no predictions of {split}: sftc eval run={self.path} split={split}")
-        t = read_tensors(path)
-        if not {"scores", "target", "row"} <= t.keys():
-            raise Refused(f"{path} holds no predictions")
-        p = Predictions(t["scores"], t["target"], t["row"])
-        whole = p.scores.ndim == 2 and p.scores.is_floating_point() and p.row.dtype == torch.int64 and p.row.ndim == 1
-        if not whole or not len(p.scores) == len(p.row) == p.target.shape[:1].numel():
-            raise Refused(f"{path}: scores, target and row do not fit together")
-        return p, read_meta(path)
+        meta = read_meta(path)
+        return predictions.read(path, read_tensors(path), meta), meta
 
     def write_rows(self, rows: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
         """rows.safetensors: source row numbers of every split, and the data's fingerprint."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sftc import fusion
 from sftc.lab import Lab
 from sftc.lab.results import Found
+from sftc.positions import sampled
 from sftc.types import Metrics, Predictions, Task
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def of(lab: Lab, student: nn.Module, found: Found, taught: list[Taught], others:
         rows.append(row(lab, name, home.restore(), home.run.path, {s: result[s] for s in found}))
     out: dict[str, Any] = {"team": rows}
     if taught:
-        scores = torch.stack([t.val.scores for t in taught]).mean(0)
+        scores = torch.stack([sampled(t.val).scores for t in taught]).mean(0)
         out["teachers"] = [{"run": t.path, "model": t.hash, "remarks": t.remarks} for t in taught]
-        out["disagreement"] = disagreement(lab, found["val"][0], scores)
+        out["disagreement"] = disagreement(lab, sampled(found["val"][0]), scores)
     return out
 
 
@@ -59,7 +60,8 @@ def members(
     same = {name for name, home in homes.items() if home.run.config["data"] == lab.run.config["data"]}
     if len(same) > 1:
         metrics = {
-            s: _fused(lab, [homes[name].run.predictions(s)[0] for name in homes if name in same]) for s in splits
+            s: _fused(lab, [sampled(homes[name].run.predictions(s)[0]) for name in homes if name in same])
+            for s in splits
         }
         total = {k: sum(r[k] for r in rows if r["name"] in same) for k in ("params", "ms_per_row")}
         rows.append({"name": "team, mean", "run": ".", **total, **metrics})

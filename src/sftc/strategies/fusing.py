@@ -16,7 +16,8 @@ from sftc import fusion
 from sftc.errors import Refused
 from sftc.fusion.honest import out_of_fold, tempered
 from sftc.lab import Lab, teams
-from sftc.strategies import heldout, souping, weighing
+from sftc.positions import SAMPLE, Positions, sampled
+from sftc.strategies import dense, heldout, souping, weighing
 from sftc.strategies.members import Unit
 from sftc.types import Metrics, Predictions
 
@@ -30,15 +31,16 @@ class Voice:
 
     def __init__(self, lab: Lab, unit: Unit) -> None:
         self.unit = unit
-        self.found: dict[str, Predictions] = {}
+        self.found: dict[str, Any] = {}
         self.marks: dict[str, dict[str, str]] = {}
         results = [home.run.result for home in unit.homes]
         for split in weighing.splits(results):
             pairs = zip(unit.homes, results, strict=True)
             parts = [weighing.predictions(lab, home, result["fingerprints"], split) for home, result in pairs]
-            first, self.marks[split] = parts[0]
-            scores = torch.stack([p.scores for p, _ in parts]).mean(0) if len(parts) > 1 else first.scores
-            self.found[split] = Predictions(scores, first.target, first.row)
+            self.marks[split] = parts[0][1]
+            self.found[split] = dense.mean([p for p, _ in parts])
+        self.whole = {s: p for s, p in self.found.items() if isinstance(p, Positions)}  # of pixels: all of them
+        self.found = {s: sampled(p) for s, p in self.found.items()}
         self.params: int = sum(r["params"] for r in results)
         self.ms: float = sum(r.get("ms_per_row") or 0.0 for r in results)
 
@@ -69,11 +71,16 @@ class Outcome:
         self.temperature = 1.0 if temperature is None else temperature.value
         row = voices[0].found["val"].row
         honest = tempered(lab.task, held, target, seed=lab.split_seed, row=row) if heat else held
-        self.found = {"val": _like(first["val"], honest)}
+        self.found: dict[str, Any] = {"val": _like(first["val"], honest)}
         if "test" in first:
             fused = self.pooling.apply(scores["test"], features["test"])
             self.found["test"] = _like(first["test"], fused if temperature is None else temperature.apply(fused))
         self.metrics: dict[str, Metrics] = {s: weighing.scored(lab.task, p) for s, p in self.found.items()}
+        self.everywhere: dense.Everywhere | None = None
+        if voices[0].whole:
+            said = {s: [v.whole[s] for v in voices] for s in first}
+            self.everywhere = dense.Everywhere(self, said, held, heat, lab.split_seed)
+            self.metrics = self.everywhere.metrics()
 
     def make(self, members: list[int] | None = None) -> fusion.Pooling:
         """The rule, not fitted yet; of some of the members only, if they are named by number."""
@@ -120,6 +127,11 @@ def fuse(lab: Lab, units: list[Unit], rule: dict[str, Any], *, temperature: bool
     best = min(outcomes, key=lambda o: weighing.cost(o.metrics["val"]))
     members = {unit.name: [home.run for home in unit.homes] for unit in units}
     more = weighing.tables(lab, voices, outcomes, best)
+    if best.everywhere is not None:
+        best.found = best.everywhere.predictions()
+        for split, p in voices[0].whole.items():
+            if len(p) > SAMPLE:
+                lab.watch.say(dense.told(split, p))
     more["team"] += [{"name": f"fuse {name}", "failed": why} for name, why in failed.items()]
     more |= heldout.out_of_bag(lab, units)
     more["chosen_on_validation"] = heldout.chosen(units)

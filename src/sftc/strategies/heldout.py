@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def by_folds(lab: Lab, voices: Sequence[Voice]) -> tuple[Tensor, Tensor] | None:
     """Scores of the training answers [M, P, C], each by the fold that did not learn it, if all are folds."""
-    if not all(v.unit.folds for v in voices):
+    if lab.facts.kind == "pixels" or not all(v.unit.folds for v in voices):
         return None
     return torch.stack([of_folds(lab, v.unit) for v in voices]), _answers(lab)[1]
 
@@ -35,8 +35,8 @@ def out_of_bag(lab: Lab, units: Sequence[Unit]) -> dict[str, Any]:
 
     `members`: of each alone. `bag`: of the mean over those that did not draw a row; who drew it has no voice there.
     """
-    if not all(u.out_of_bag is not None for u in units):
-        return {}
+    if lab.facts.kind == "pixels" or not all(u.out_of_bag is not None for u in units):
+        return {}  # of pixels that would be the scores of all training pixels by all members
     rows, target = _answers(lab)
     scores = torch.stack([_beyond(lab, u.homes, [_rows(u)]) for u in units])
     each = {u.name: _scored(lab, own, target, rows) for u, own in zip(units, scores, strict=True)}

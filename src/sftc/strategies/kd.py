@@ -13,6 +13,7 @@ from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.loop import Fitted
 from sftc.objective import Learner, Peer
+from sftc.positions import Positions
 from sftc.strategies import comparison, contradictions, teachers
 from sftc.strategies.recipe import Recipe
 from sftc.strategies.teachers import Taught
@@ -142,7 +143,8 @@ class KD:
     def _learner(
         self, lab: Lab, home: Lab, taught: list[Taught], peers: list[Peer] | None = None, name: str = "student"
     ) -> Learner:
-        scores = [t.val.scores for t in taught]
+        # Of pixels the agreement is not logged: it would hold the scores of all of them through the whole training.
+        scores = [t.val.scores for t in taught if not isinstance(t.val, Positions)]
         return home.learner(
             home.model(),
             terms=self.recipe.terms(lab, taught),

@@ -98,7 +98,7 @@ class Leader:
         paths = [sources.made(lab, *pair, entry) for pair in zip(labels, entry["source"], strict=True)]
         groups: dict[str, Any] = {"optim": self._optim(lab, entry), "seed": lab.seed + i}
         path = paths[0] if len(paths) == 1 else transfer.best_source(lab, name, paths, entry, groups["optim"])
-        model = following.bare(lab.open(path))
+        model = sources.grown(lab, lab.open(path))
         groups["model"] = {**model, **roster.head(name, entry)}
         n = transfer.kept_of(model, groups["model"], entry["keep"], lab.facts, roster.key(name, "keep"))
         if entry["keep"] == "auto":

@@ -137,7 +137,7 @@ def boosted(lab: Lab, node: Groups) -> list[Unit]:
     if "labels" in task.offers:
         raise Refused("strategy.members=boosting is for classes or values; these data hold several labels per row")
     rows, target = split.rows, split.target[split.rows]
-    if target.ndim > 1 and "classes" in task.offers:
+    if (target.ndim > 1 or lab.facts.kind == "pixels") and "classes" in task.offers:
         raise Refused("strategy.members=boosting weighs rows by their one answer; rows here have several: use bagging")
     known = task.labelled(target)
     weight = known.double() / known.sum()

@@ -13,7 +13,7 @@ from sftc.types import Term
 if TYPE_CHECKING:
     from sftc.strategies.teachers import Taught
 
-AT_TEMPERATURE = ("soft", "decoupled", "correlation")  # terms that compare softened probabilities
+AT_TEMPERATURE = ("soft", "decoupled", "correlation", "channelwise")  # terms that compare softened probabilities
 OF_TEAM = (*AT_TEMPERATURE, "mean_squared")  # terms that hear all teachers as one
 
 

@@ -33,7 +33,24 @@ def model_of(lab: Lab, source: Any) -> dict[str, Any]:
         raise Refused(f"source {source} learned rows of form {theirs}; the target's are {mine}")
     if home.run.config["model"]["family"] == "follower":
         raise Refused(f"source {source} is a follower, which reads leaders and cannot be one; name its leader")
-    return bare(home)
+    return grown(lab, home)
+
+
+def grown(lab: Lab, home: Lab) -> dict[str, Any]:
+    """The model node of the target for a source that classified whole pictures: it becomes the way down of a unet.
+
+    Where source and target answer alike, the source's own.
+
+    Raises:
+        Refused: the run's own model is no unet on that backbone.
+    """
+    theirs, mine = bare(home), bare(lab)
+    if home.facts.form.about == lab.facts.form.about:
+        return theirs
+    if theirs["family"] != "timm" or (mine["family"], mine.get("backbone")) != ("unet", theirs["name"]):
+        way = f"model=unet model.backbone={theirs['name']}" if theirs["family"] == "timm" else "a source of model=timm"
+        raise Refused(f"source {home.run.path} classified pictures with {theirs['name']}; to grow it use {way}")
+    return {**mine, "mean": theirs["mean"], "std": theirs["std"]}
 
 
 def data(lab: Lab, source: Any) -> Data | None:

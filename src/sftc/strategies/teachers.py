@@ -13,14 +13,15 @@ from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.models.surgery import Tapped, head_names
 from sftc.objective import Live
+from sftc.positions import Said, sampled
 from sftc.store import hash_tensors
-from sftc.types import Metrics, Predictions, Teacher
+from sftc.types import Metrics, Teacher
 
 
 class Taught:
     """A teacher that may teach: admitted, with what it says on the student's validation rows."""
 
-    def __init__(self, home: Lab, live: Live, val: Predictions, metrics: Metrics, remarks: list[str]) -> None:
+    def __init__(self, home: Lab, live: Live, val: Said, metrics: Metrics, remarks: list[str]) -> None:
         self.home = home
         self.live = live
         self.val = val
@@ -126,7 +127,7 @@ def admit(lab: Lab, name: str, path: str, taps: Sequence[str], *, map_classes: b
     val = lab.predict(live.model, "val", meter=meter)
     metrics = meter.compute()
     remarks = _overlap(lab, home)
-    weak = _weak(lab, path, metrics)
+    weak = _weak(lab, path, metrics, val)
     if weak and allow_weak is False:
         raise Refused(f"{weak}; strategy.allow_weak=true learns from it all the same")
     return Taught(home, live, val, metrics, [*remarks, *([weak] if weak else [])])
@@ -151,15 +152,14 @@ def _columns(path: str, theirs: list[str], mine: list[str], map_classes: bool) -
     return torch.tensor([theirs.index(c) for c in mine])
 
 
-def _weak(lab: Lab, path: str, metrics: Metrics) -> str | None:
+def _weak(lab: Lab, path: str, metrics: Metrics, val: Said) -> str | None:
     """Why a teacher has nothing to say: by the monitor it is no better than the best constant answer."""
-    val = lab.data.splits["val"]
-    target = val.target[val.rows]
-    there = lab.task.labelled(target)
-    known = target[there]
+    some = sampled(val)
+    there = lab.task.labelled(some.target)
+    known = some.target[there]
     constant = lab.task.constant(known)
     meter = lab.task.meter(full=False)
-    meter.update(constant.expand(len(known), -1), known, row=there.nonzero()[:, 0])
+    meter.update(constant.expand(len(known), -1), known, row=some.row[there])
     name = lab.task.monitor
     ours, least = metrics[name], meter.compute()[name]
     better = ours > least if lab.task.maximize else ours < least

@@ -13,6 +13,7 @@ from sftc.lab import Lab
 from sftc.models.surgery import blocks, in_range, keep_first, kept
 from sftc.objective import Learner
 from sftc.strategies import following
+from sftc.strategies.sources import grown
 
 
 class Transfer:
@@ -97,7 +98,7 @@ def best_source(lab: Lab, name: str, paths: list[str], entry: dict[str, Any], op
     """Of several sources the one on whose last layer a new head learns the target best, by validation."""
     scores = {}
     for i, path in enumerate(paths):
-        model = following.bare(lab.open(path))
+        model = grown(lab, lab.open(path))
         n = len(blocks(following.built(model, lab.facts))) - 1
         epochs = {} if entry["probe_epochs"] is None else {"epochs": entry["probe_epochs"]}
         story = Transfer(path, n)

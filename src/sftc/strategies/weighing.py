@@ -10,8 +10,9 @@ from torch import Tensor
 from sftc.errors import Refused
 from sftc.fusion import compare, why
 from sftc.lab import Lab, teams
+from sftc.positions import Positions, Said
 from sftc.strategies.members import Unit
-from sftc.types import Metrics, Predictions, Task
+from sftc.types import Metrics, Task
 
 if TYPE_CHECKING:
     from sftc.strategies.fusing import Outcome, Voice
@@ -65,7 +66,7 @@ def splits(results: list[dict[str, Any]]) -> list[str]:
     return [s for s in ("val", "test") if all(s in result for result in results)]
 
 
-def predictions(lab: Lab, home: Lab, prints: dict[str, str], split: str) -> tuple[Predictions, dict[str, str]]:
+def predictions(lab: Lab, home: Lab, prints: dict[str, str], split: str) -> tuple[Said, dict[str, str]]:
     """What a run says of a split: as stored if that is about its weights and its data, `prints`, else computed now."""
     run = home.run
     try:
@@ -116,10 +117,11 @@ def comparable(voices: list[Voice]) -> None:
                 )
 
 
-def scored(task: Task, p: Predictions) -> Metrics:
+def scored(task: Task, p: Said) -> Metrics:
     """Metrics of stored scores."""
     meter = task.meter(full=False)
-    meter.update(task.logits(p.scores), p.target, row=p.row)
+    for _, some in p.pieces() if isinstance(p, Positions) else [(None, p)]:
+        meter.update(task.logits(some.scores), some.target, row=some.row)
     return meter.compute()
 
 
@@ -130,7 +132,7 @@ def cost(metrics: Metrics) -> float:
 
 def row(lab: Lab, voice: Voice) -> dict[str, Any]:
     """A member's line in the table."""
-    metrics = {s: scored(lab.task, p) for s, p in voice.found.items()}
+    metrics = {s: scored(lab.task, p) for s, p in (voice.found | voice.whole).items()}
     where = str(voice.unit.homes[0].run.path)
     return {"name": voice.unit.name, "run": where, "params": voice.params, "ms_per_row": voice.ms, **metrics}
 

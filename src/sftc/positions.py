@@ -16,7 +16,7 @@ from sftc.types import Predictions
 LIMIT = 256 << 20  # bytes of all scores in fp16; above that the largest TOPK of each position, and their classes
 TOPK = 3
 PIECE = 1 << 16  # positions looked at together
-SAMPLE = 1 << 18  # of more positions, so many stand for all where a rule is fitted or members are compared
+SAMPLE = 1 << 16  # of more positions, so many stand for all where a rule is fitted or members are compared
 Parts = dict[str, Tensor]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from sftc import metrics
+from sftc.metrics import pieces
 from sftc.tasks import Classification, MultiLabel, Regression
 
 
@@ -66,7 +66,7 @@ def test_ece_of_a_certain_and_wrong_model_is_one():
 def test_batches_pieces_padding_and_unlabelled_rows_do_not_show(rows, monkeypatch):
     x, y = rows
     whole = _stream(Classification("abcdefg"), x, y, size=101).compute()
-    monkeypatch.setattr(metrics, "PIECE", 10)
+    monkeypatch.setattr(pieces, "PIECE", 10)
     padded = torch.cat([x, torch.full((9, 7), 99.0)])
     target = torch.cat([y, torch.tensor([0] * 5 + [-1] * 4)])
     weight = torch.cat([torch.ones(101), torch.zeros(5), torch.ones(4)])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftc.metrics import Pieces
+from sftc.metrics.pieces import Pieces
 from sftc.types import Metrics
 
 

@@ -252,7 +252,7 @@ def export(cfg: Config) -> None:
         folder = Path(cfg["out"]) if cfg["out"] else run.inside("export")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"out={folder} is there already and is never overwritten; choose another folder")
-    if cfg["format"] == "hf":
+    if cfg.get("format") == "hf":
         with blaming(run):
             folder.mkdir(parents=True, exist_ok=True)
             said = models.text.write_plain(model, folder, facts.class_names)

@@ -27,7 +27,9 @@ def by_folds(lab: Lab, voices: Sequence[Voice]) -> tuple[Tensor, Tensor] | None:
 
 def of_folds(lab: Lab, unit: Unit) -> Tensor:
     """Scores [P, C] of the training rows' answers, each by the fold of the unit that did not learn from it."""
-    return _beyond(lab, unit.homes, unit.folds or [])
+    if unit.left_out is None:
+        unit.left_out = _beyond(lab, unit.homes, unit.folds or [])
+    return unit.left_out
 
 
 def out_of_bag(lab: Lab, units: Sequence[Unit]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Unit:
         self.homes = list(homes)
         self.weight = weight
         self.folds = folds
+        self.left_out: Tensor | None = None  # what its folds say of the rows they did not learn from, once asked
         self.out_of_bag = out_of_bag
 
 

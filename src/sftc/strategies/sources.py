@@ -45,7 +45,7 @@ def grown(lab: Lab, home: Lab) -> dict[str, Any]:
         Refused: the run's own model is no unet on that backbone.
     """
     theirs, mine = bare(home), bare(lab)
-    if home.facts.form.about == lab.facts.form.about:
+    if (home.facts.kind == "pixels") == (lab.facts.kind == "pixels"):
         return theirs
     if theirs["family"] != "timm" or (mine["family"], mine.get("backbone")) != ("unet", theirs["name"]):
         way = f"model=unet model.backbone={theirs['name']}" if theirs["family"] == "timm" else "a source of model=timm"

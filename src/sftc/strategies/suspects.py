@@ -24,7 +24,7 @@ def note(lab: Lab, units: Sequence[Unit]) -> None:
     """
     split = lab.data.splits["train"]
     target = split.target[split.rows]
-    if lab.run.finished or "classes" not in lab.task.offers or target.ndim > 1 or not all(u.folds for u in units):
+    if lab.run.finished or lab.facts.kind != "classes" or not all(u.folds for u in units):
         return
     found = suspects(torch.stack([of_folds(lab, unit) for unit in units]).mean(0), target)
     lines = _lines(lab, found)

@@ -57,7 +57,7 @@ def check(node: Node, data: Data) -> None:
     name = node["name"]
     if name == "none":
         return
-    if data.kind != "classes":
+    if data.kind not in ("classes", "pixels"):
         raise Refused(f"semi={name} is for classes; the data holds {data.kind}: use semi=none, or strategy=kd")
     if data.augment.mixes:
         raise Refused(f"semi={name} needs unmixed pictures: set data.augment.mixup=0 and cutmix=0, or semi=none")

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from sftc import data
+from sftc.data import plan as plans
 from sftc.data import source as sources
-from sftc.data.source import Plan, place
+from sftc.data.plan import Plan
+from sftc.data.source import place
 from sftc.errors import Refused
 
 CPU = torch.device("cpu")
@@ -133,7 +135,7 @@ def test_a_last_batch_of_one_joins_the_one_before(n: int, size: int, ends: list[
 def test_copies_of_a_row_get_views_of_their_own():
     index, view = plan([5, 9, 5, 5, 2]).epoch(3)
     seen = sorted(zip(index.tolist(), view.tolist(), strict=True))
-    far = sources._COPY
+    far = plans._COPY
     assert seen == [(2, 3), (5, 3), (5, 3 + far), (5, 3 + 2 * far), (9, 3)]
 
 

@@ -14,6 +14,7 @@ from sftc.columns import coded
 from sftc.data import source as sources
 from sftc.data.audio_augment import Changes
 from sftc.data.augment import VERSION
+from sftc.data.plan import Plan
 from sftc.data.skips import Lost, Skips
 from sftc.errors import Refused, choose
 from sftc.types import Form, Source
@@ -235,7 +236,7 @@ class Data:
         augment = self.augment if view is None else self.augment.unmixed()
         changes = augment.active and (train or view is not None)
         reuse = self.views is not None
-        plan = sources.Plan(
+        plan = Plan(
             rows,
             batch_size,
             shuffle=train and view is None,

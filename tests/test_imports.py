@@ -61,7 +61,6 @@ def test_each_file_imports_only_what_stands_before_it(file):
         ("pandas", {"data"}),
         ("transformers", {"models"}),
         ("tokenizers", {"models"}),
-        ("peft", {"models"}),
         ("seqeval", {"metrics"}),
         ("soundfile", {"data"}),
     ],

@@ -35,11 +35,11 @@ def reserved(name: str) -> Iterator[Path]:
     """`outputs/<date>/<time>-<name>`, made by this call and no other; taken away if it stays empty."""
     day = OUTPUTS / time.strftime("%Y-%m-%d")
     ours = [parent for parent in (day, OUTPUTS) if not parent.exists()]
-    path = _make(day, f"{time.strftime('%H%M%S')}-{name}")
+    made: list[Path] = []  # noted before it is made: a signal may come right after
     try:
-        yield path
+        yield _make(day, f"{time.strftime('%H%M%S')}-{name}", made)
     finally:
-        for folder in (path, *ours):
+        for folder in (*made, *ours):
             with contextlib.suppress(OSError):  # it holds a run by now
                 folder.rmdir()
 
@@ -53,14 +53,18 @@ def _finished(path: Path) -> bool:
         return False
 
 
-def _make(day: Path, name: str) -> Path:
+def _make(day: Path, name: str, made: list[Path]) -> Path:
+    """The first free of these folders, also noted in `made`."""
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
         path = day / f"{name}{suffix}"
+        made[:] = [path]
         try:
             path.mkdir(parents=True)
             return path
         except (FileExistsError, FileNotFoundError):  # another run has it, or took its own empty day away just now
+            made.clear()
             continue
         except OSError as error:
+            made.clear()
             raise Refused(f"{path} cannot be made ({error.strerror}); choose a folder with out=") from None
     raise Refused(f"{day} cannot take another run; choose a folder with out=")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,19 @@ LABELLED = 32  # points; of more, only rules and what is on the Pareto line are 
 INK, MUTED, MEMBER, RULE = "#222222", "#9a9a9a", "#3b6ea8", "#c8553d"
 
 
+def lacking() -> str | None:
+    """Why there are no pictures, in a line; None if there can be."""
+    return None if find_spec("matplotlib") else LACKING
+
+
 def draw(run: Run) -> str | None:
     """members.png and cost.png in the folder of a fused run, which has its result.
 
     Returns:
         Why there are none, in a line, if matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        return LACKING
+    if said := lacking():
+        return said
     result = run.result
     if len(result["members"]["names"]) > 1:
         run.write_picture("members", png(_members(result["members"])))

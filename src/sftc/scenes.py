@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sftc.lab import Lab
 from sftc.models.fused import Fused
-from sftc.pictures import INK, LACKING, canvas, png
+from sftc.pictures import INK, canvas, lacking, png
 
 ROWS = 4  # pictures that are shown
 WIDE = 2.6  # inches of one
@@ -25,10 +25,8 @@ def draw(lab: Lab) -> str | None:
     Returns:
         Why there is none, in a line, if matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        return LACKING
+    if said := lacking():
+        return said
     rows = lab.data.splits["val"].rows
     rows = rows[torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()]
     model: Any = lab.restore()

@@ -625,6 +625,14 @@ def test_torch_is_not_imported(args, tmp_path):
     assert done.stdout or done.stderr
 
 
+def test_what_a_run_may_not_need_is_not_imported_before_it_is(tmp_path):
+    """Each of them takes half a second or more; only what needs it pays."""
+    heavy = ("torch._dynamo", "torchvision", "timm", "torchmetrics", "transformers", "sklearn", "pandas", "matplotlib")
+    code = f"import sys, sftc.build; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_a_smoke_run_end_to_end(tmp_path):
     done = _subprocess("train", "debug=smoke", "out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -58,6 +58,20 @@ def test_per_class_table_agrees_with_scikit_learn(rows):
         assert table[name]["rows"] == n[i]
 
 
+def test_a_class_that_is_neither_true_nor_said_counts_in_no_mean(rows):
+    x, y = rows
+    y = y % 5
+    x[:, 6] = -99.0
+    m = _stream(Classification("abcdefg"), x, y)
+    assert m.compute()["f1"] == pytest.approx(sk.f1_score(y, x.argmax(1), average="macro"), abs=1e-6)
+    assert m.per_class()["g"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "rows": 0}
+
+
+def test_top5_of_equal_scores_is_no_gift():
+    y = torch.arange(10)
+    assert _stream(Classification("abcdefghij"), torch.zeros(10, 10), y).compute()["top5"] == 0.5
+
+
 def test_ece_of_a_certain_and_wrong_model_is_one():
     m = _stream(Classification("ab"), torch.tensor([[50.0, -50.0]] * 8), torch.ones(8, dtype=torch.long)).compute()
     assert m["ece"] == pytest.approx(1.0, abs=1e-4)

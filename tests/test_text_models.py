@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from sftc import data, models
+from sftc.device import Device
 from sftc.errors import Refused
 from sftc.fusion import soup
 from sftc.models import surgery
@@ -60,6 +62,18 @@ def test_a_text_gets_the_same_answer_in_every_batch(name, topics):
     alone = torch.cat([model(row[None, : int((row > 0).sum())]) for row in b.inputs])
     torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(whole[0], whole[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_a_compiled_net_leaves_reading_to_python(topics):
+    model, b = build(node("text_cnn"), topics), batch(topics)
+    whole = model(b.inputs)
+    compiled = Device("cpu", compile=True).place(model)
+    torch.testing.assert_close(compiled(b.inputs), whole, atol=1e-5, rtol=1e-4)
+    reads = [m for m in copy.deepcopy(compiled).modules() if isinstance(m, tokens.Tokens)]
+    assert reads
+    assert not any("forward" in vars(m) for m in reads)  # a copy would read by the tokeniser of the first
 
 
 @pytest.mark.parametrize("name", [*OWN, *KINDS])

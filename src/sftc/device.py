@@ -174,6 +174,9 @@ class Device:
         else:
             model.to(self.torch)
         if self.compile and model._compiled_call_impl is None:
+            for part in {type(m) for m in model.modules()}:
+                if getattr(part, "eager", False):  # only now: as a decorator it imports the compiler at every start
+                    part.forward, part.eager = torch.compiler.disable(part.forward), False
             model.compile()
         return model
 

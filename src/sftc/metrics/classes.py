@@ -25,26 +25,17 @@ class ClassMeter(Pieces):
     dense = False
 
     def make(self) -> dict[str, Any]:
-        from torchmetrics.classification import (
-            MulticlassAccuracy,
-            MulticlassCalibrationError,
-            MulticlassF1Score,
-            MulticlassStatScores,
-        )
+        from torchmetrics.classification import MulticlassCalibrationError, MulticlassStatScores
 
         c = self.task.out_dim
         plain = {"num_classes": c, "validate_args": False}
         out: dict[str, Any] = {
-            "accuracy": MulticlassAccuracy(average="micro", **plain),
-            "f1": MulticlassF1Score(average="macro", **plain),
+            # Hits and misses of each class, counted once for all that is made of them.
+            "_counts": MulticlassStatScores(average=None, **plain),
             "ece": MulticlassCalibrationError(n_bins=15, norm="l1", **plain),
         }
         if not self.dense and (c <= RANKED or self.task.monitor == "auc"):
             out["auc"] = _Area(c)
-        if c > 5:
-            out["top5"] = MulticlassAccuracy(average="micro", top_k=5, **plain)
-        if self.full:
-            out["_per_class"] = MulticlassStatScores(average=None, **plain)
         return out
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
@@ -60,27 +51,43 @@ class ClassMeter(Pieces):
         # Brier (1950), summed over classes: 0 is perfect, 2 the worst.
         true = torch.nn.functional.one_hot(safe, self.task.out_dim)
         self.add("brier", ((scores - true) ** 2).sum(1), w)
+        if self.task.out_dim > 5:
+            self.add("top5", _rank(scores, safe) < 5, w)
         keep = w > 0
         self.hold(scores[keep], target[keep])
 
+    def compute(self) -> Metrics:
+        out = super().compute()
+        if any(float(c) for c in self.counts.values()):
+            hits, said, true = self._counts()
+            there = said + true > 0  # a class that is neither true nor said does not count, as in scikit-learn
+            f1 = (2 * hits / (said + true))[there].mean()
+            out |= {"accuracy": float(hits.sum() / true.sum()), "f1": float(f1)}
+        return out
+
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Name -> precision, recall, f1, rows. Needs a full meter."""
+        """Name -> precision, recall, f1, rows."""
+        hits, said, true = self._counts()
+        columns = {"precision": hits / said, "recall": hits / true, "f1": 2 * hits / (said + true)}
+        numbers = {k: v.nan_to_num(0.0).tolist() for k, v in columns.items()}
+        return {
+            name: {**{k: v[i] for k, v in numbers.items()}, "rows": int(true[i])}
+            for i, name in enumerate(self.task.classes)
+        }
+
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[C] each: how often a class was rightly said, said, and true."""
         self.flush()
         assert self.modules is not None
-        table = self.modules["_per_class"].compute().double()
-        tp, fp, _, fn, support = table.unbind(-1)
-        out = {}
-        for i, name in enumerate(self.task.classes):
-            precision = tp[i] / (tp[i] + fp[i]) if tp[i] + fp[i] else torch.tensor(0.0)
-            recall = tp[i] / support[i] if support[i] else torch.tensor(0.0)
-            f1 = 2 * tp[i] / (2 * tp[i] + fp[i] + fn[i]) if 2 * tp[i] + fp[i] + fn[i] else torch.tensor(0.0)
-            out[name] = {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "rows": int(support[i]),
-            }
-        return out
+        hits, wrong, _, _, true = self.modules["_counts"].compute().double().unbind(-1)
+        return hits, hits + wrong, true
+
+
+def _rank(scores: Tensor, target: Tensor) -> Tensor:
+    """[N]: how many classes of [N, C] stand before the target; of equal ones those with lower numbers."""
+    own = scores.gather(1, target[:, None])
+    lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
+    return ((scores > own) | ((scores == own) & lower)).sum(1)
 
 
 class _Area:

@@ -181,6 +181,7 @@ class Tokens(nn.Module):
     """
 
     vocabulary: Tensor
+    eager = True  # Python over bytes: where a model is compiled, this part is left out (Device.place)
 
     def __init__(
         self, kind: str, vocabulary: bytes | int, *, limit: int, longest: int, windows: bool, words: bool, padding: int
@@ -201,7 +202,6 @@ class Tokens(nn.Module):
             self._known = mark, remembered(self.kind, held.tobytes()) if held.any() else None
         return None if self._known[1] is None else _MEMORIES[self._known[1]]
 
-    @torch.compiler.disable
     def forward(self, inputs: Tensor) -> Read:
         """Raises Refused: the tokeniser knows tokens that the net has no embedding for."""
         device = self.vocabulary.device

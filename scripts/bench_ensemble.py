@@ -6,6 +6,7 @@ scripts/bench_ensemble.py lockstep [ROUNDS=5]    five members on a folder of PNG
 
 from __future__ import annotations
 
+import argparse
 import resource
 import shutil
 import statistics
@@ -106,6 +107,12 @@ def lockstep(folder: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    mode, number = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("many", "lockstep"))
+    parser.add_argument("number", type=int, nargs="?", help="of runs, or of rounds")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_ensemble_") as place:
-        {"many": many, "lockstep": lockstep}[mode](Path(place), number or {"many": 50, "lockstep": 5}[mode])
+        if args.what == "many":
+            many(Path(place), args.number or 50)
+        else:
+            lockstep(Path(place), args.number or 5)

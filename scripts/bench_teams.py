@@ -1,18 +1,18 @@
 """What teams of five bring on few rows, way by way, and beside torchensemble where it has the method.
 
-scripts/bench_teams.py digits [SEEDS=5]          300 digits: accuracy, NLL and ECE on test, mean and standard deviation
-scripts/bench_teams.py mnist ROOT [SEEDS=5]      500 of MNIST's rows, scored on its 10,000 test rows
+scripts/bench_teams.py digits                     300 digits: accuracy, NLL and ECE on test, mean and standard deviation
+scripts/bench_teams.py mnist --root FOLDER        500 of MNIST's rows, scored on its 10,000 test rows
 
 torchensemble is found if it can be imported: `PYTHONPATH=SITE_PACKAGES_THAT_HOLD_IT scripts/bench_teams.py ...`.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +137,11 @@ def _spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    problem, *rest = sys.argv[1:]
-    place = rest.pop(0) if problem == "mnist" else None
-    table(problem, place, int(rest[0]) if rest else 5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=tuple(PROBLEMS))
+    parser.add_argument("--root", help="of mnist: the folder that holds it")
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    if (args.what == "mnist") != bool(args.root):
+        parser.error("mnist needs --root, digits has none")
+    table(args.what, args.root, args.seeds)

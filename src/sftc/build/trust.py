@@ -228,7 +228,9 @@ def check_model(run: Run, cfg: Config, facts: Facts, which: str | None = None) -
         own = cfg["model"]["family"] in models.own.NETS
         times = 1 if own else AROUND
         # A hub's net is built whole, and what stood behind its last map, VGG's dense layers, is taken away again.
-        spare = SMALL if own or cfg["model"].get("head") != "conv" else max(SMALL, room // 8)
+        inside = _with_leaders(cfg["model"])
+        taken = any(n["family"] not in models.own.NETS and n.get("head") == "conv" for n in inside)
+        spare = max(SMALL, room // 8) if taken else SMALL
         key = repr((parts.bare(cfg["model"]), facts.plain()))
         if held is None or key not in _seen:
             with bounds.no_more_than(times * count + SPARE, times * elements + spare, limit):
@@ -253,6 +255,12 @@ def _of_leaders(run: Run, node: Config) -> list[dict[str, tuple[str, tuple[int, 
         return [Run.open(path).shapes() for path in paths if path is not None]
     except Refused as e:
         raise Refused(f"follower {run.path} needs its leader: {e}") from None
+
+
+def _with_leaders(node: Config) -> list[Config]:
+    """A model node and those of the models it follows, theirs as well."""
+    inner = node["leaders"] if node["family"] == "follower" else []
+    return [node, *(n for leader in inner for n in _with_leaders(leader["model"]))]
 
 
 def _check_room(run: Run, cfg: Config, facts: Facts, room: int) -> None:

@@ -9,8 +9,10 @@ torchensemble is found if it can be imported: `PYTHONPATH=SITE_PACKAGES_THAT_HOL
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
+import io
 import logging
 import statistics
 import tempfile
@@ -91,7 +93,8 @@ def theirs(base: tuple[str, ...], seed: int) -> Iterator[Row]:
         team.set_optimizer("AdamW", lr=cfg["optim"]["lr"], weight_decay=cfg["optim"]["weight_decay"])
         if name != "SnapshotEnsemble":
             team.set_scheduler("CosineAnnealingLR", T_max=epochs)
-        team.fit(loader, epochs=count, log_interval=10**9, save_model=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for each member and epoch
+            team.fit(loader, epochs=count, log_interval=10**9, save_model=False)
         team.eval()
         with torch.no_grad():
             scores = torch.cat([team(part) for part in test[0].split(1000)])

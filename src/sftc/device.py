@@ -176,7 +176,8 @@ class Device:
         if self.compile and model._compiled_call_impl is None:
             for part in {type(m) for m in model.modules()}:
                 if getattr(part, "eager", False):  # only now: as a decorator it imports the compiler at every start
-                    part.forward, part.eager = torch.compiler.disable(part.forward), False
+                    part.forward = torch.compiler.disable(part.forward)
+                    setattr(part, "eager", False)  # noqa: B010  (once is enough)
             model.compile()
         return model
 

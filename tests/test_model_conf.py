@@ -54,5 +54,5 @@ def test_the_names_the_issue_asks_for_are_there():
     wanted = "mlp simple_cnn linear timm torchvision resnet18 resnet50 vgg16 inception_v3 vit_tiny convnext_tiny"
     assert set(wanted.split()) <= set(options("model"))
     assert {"cosine", "step", "plateau", "constant", "onecycle"} == set(options("schedule"))
-    assert {"full", "head", "first_n", "gradual", "layerwise"} == set(options("finetune"))
+    assert {"full", "head", "first_n", "gradual", "layerwise", "lora"} == set(options("finetune"))
     assert {"sgd", "adam", "adamw", "rmsprop", "lamb", "lion", "timm"} <= set(options("optim"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sftc import data as datasets
-from sftc import environment, optim, report
+from sftc import environment, report
 from sftc.build import halves, parts, trust
 from sftc.build.facts import FILE, Facts
 from sftc.build.parts import Config
@@ -92,7 +92,6 @@ class Bench:
         parts.task(cfg, data)
         semi.check(cfg["semi"], data)
         first = parts.first_model(cfg, data)
-        optim.finetune(cfg["finetune"]).groups(first, 1.0, 0.0)  # refuses more blocks than there are
         self.device.settle(parts.multiply_adds(first, data.form) * cfg["batch_size"])
         parts.check_rows(first, data, cfg["batch_size"])
         # Read now what stays in memory: a broken picture leaves no folder, and where rows live is among the notes.

@@ -48,6 +48,11 @@ def check(cfg: Config) -> None:
         if kind in TASKS:
             fitting_loss(own["loss"]["name"], kind)
         check_quantiles(own["loss"].get("quantiles"))
+        if own["finetune"]["name"] == "lora" and own["penalty"]["l2_sp"]:
+            raise Refused(
+                f"penalty.l2_sp={own['penalty']['l2_sp']:g} holds weights near their start, and with finetune=lora "
+                "they do not move; leave it at 0"
+            )
         if own["max_steps"] is None and own["epochs"] < 1:
             raise Refused("epochs=0 and no max_steps: nothing to train; set one of them")
 
@@ -225,10 +230,22 @@ def origin(model: models.Vision | models.Follower) -> Config:
 
 
 def first_model(cfg: Config, data: Data) -> models.Vision | models.Follower:
-    """The model as it starts. Made before the folder is, so that what cannot be built leaves nothing behind."""
+    """The model as it starts. Made before the folder is, so that what cannot be built leaves nothing behind.
+
+    Raises:
+        Refused: it cannot be built, or not be fine-tuned as asked for, such as by more blocks than it has.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cfg["seed"])
-        return models.build(cfg["model"], out_dim=data.out_dim, form=data.form)
+        model = models.build(cfg["model"], out_dim=data.out_dim, form=data.form)
+    if moves := optim.finetune(cfg["finetune"]).moving(model, _seen(model, data.form)):
+        model.facts["moves"] = moves
+    return model
+
+
+def _seen(model: nn.Module, form: Form) -> torch.Tensor | None:
+    """A row as the model reads it, unless it reads what leaders say of it."""
+    return None if isinstance(model, models.Follower) else form.blank()
 
 
 def about(facts: Config) -> str:

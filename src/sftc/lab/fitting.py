@@ -12,7 +12,7 @@ from sftc.device import Device
 from sftc.lab.settings import Settings
 from sftc.loop import Fit, Trainee
 from sftc.losses import L1, L2SP
-from sftc.objective import Learner, Objective
+from sftc.objective import Learner, Objective, mix
 from sftc.optim.averaging import average
 from sftc.types import Batch, Penalty, Source
 
@@ -33,6 +33,10 @@ def assemble(
         settings: of the fit; learners may have their own on how they step.
         epochs: instead of the configured number.
     """
+    ways = [optim.finetune((x.settings or settings).finetune) for x in learners]
+    for x, way in zip(learners, ways, strict=True):
+        look = None if x.through else firsts[x.source].map(lambda t: t[:2].cpu()).inputs
+        way.begin(x.student, look, mix(seed if x.seed is None else x.seed, 17))
     emas = [average(x.student, (x.settings or settings).ema) for x in learners]  # copies, so before hooks
     for x, ema in zip(learners, emas, strict=True):
         device.place(x.student)
@@ -45,10 +49,8 @@ def assemble(
     share = settings.budget.of(epochs).steps(steps) / steps
     owned: set[int] = set()
     trainees = []
-    for x, ema in zip(learners, emas, strict=True):
+    for x, ema, finetune in zip(learners, emas, ways, strict=True):
         s = x.settings or settings
-        finetune = optim.finetune(s.finetune)
-        finetune.begin(x.student)
         lr, decay = s.optim["lr"], s.optim["weight_decay"]
         groups = finetune.groups(x.student, lr, decay)
         for term in x.terms.values():

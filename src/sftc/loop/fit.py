@@ -12,7 +12,7 @@ from torch import nn
 from sftc.device import Device
 from sftc.errors import Stopped
 from sftc.loop.finite import NotFinite
-from sftc.loop.state import Budget, Care, Fit, Fitted, Trainee, host_state
+from sftc.loop.state import Budget, Care, Fit, Fitted, Trainee, copied
 from sftc.loop.steps import Steps
 from sftc.types import Metrics
 
@@ -130,9 +130,10 @@ def _close_epoch(state: Fit, metrics: list[Metrics], goal: int, total: int, budg
 def _fitted(t: Trainee, state: Fit) -> Fitted:
     assert t.best is not None
     assert t.ended is not None
-    last_state = host_state(t.scored)
+    last_state = copied(t.finetune.weights(t.scored))
     model = t.learner.student
     model.load_state_dict(t.best_state)
+    t.finetune.end(model)
     best = {k: v for k, v in t.best.items() if k != "rank"}
     last = {"epoch": t.ended["epoch"], "step": t.ended["step"], "val": t.last}
     return Fitted(model.eval(), last_state, best, last, state.seconds, t.ended["why"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -196,7 +196,12 @@ def _rank(value: float, maximize: bool) -> float:
 
 
 def host_state(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+    return copied(module.state_dict())
+
+
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the host, and of nobody else's memory."""
+    return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
 
 def _on_host(module: nn.Module) -> dict[str, Tensor]:

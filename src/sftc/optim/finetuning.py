@@ -1,4 +1,4 @@
-"""Which weights move: all, the head, all but the first blocks, ever more, or the deeper the slower."""
+"""Which weights move: all, the head, all but the first blocks, ever more, the deeper the slower; or adapters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from sftc.errors import Refused, choose
 from sftc.models import surgery
+from sftc.optim import adapters
+from sftc.optim.adapters import Adapters
+from sftc.types import Inputs
 
 Rates = Callable[[int], list[float]]  # number of blocks -> a multiple of the rate for each; 0: frozen for good
 Awake = Callable[[int, int], int]  # epoch, number of blocks -> how many of them move, counted from the head
@@ -20,18 +23,45 @@ class Finetune:
     Made by `finetune`; a model that a builder froze in part stays so under `full`.
     """
 
-    def __init__(self, name: str, rates: Rates | None = None, awake: Awake | None = None) -> None:
+    def __init__(
+        self, name: str, rates: Rates | None = None, awake: Awake | None = None, lora: Adapters | None = None
+    ) -> None:
         self.name = name
+        self._lora = lora
         self._rates = rates
         self._awake = awake or (lambda _epoch, count: count)
 
-    def begin(self, model: nn.Module) -> None:
-        """Freeze what does not move in the first epoch.
+    def begin(self, model: nn.Module, inputs: Inputs | None = None, seed: int = 0) -> None:
+        """Freeze what does not move in the first epoch, and put adapters in, whose first weights follow `seed`.
+
+        Args:
+            inputs: a few rows where the model is, which show what layers are called.
 
         Raises:
-            Refused: the model has fewer blocks than asked for.
+            Refused: the model has fewer blocks than asked for, or no layer for an adapter.
         """
+        if self._lora is not None:
+            self._lora.put(model, inputs, seed)
         self.epoch(model, 0)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state of `model` or a copy of it, after `begin`, as a run keeps it: adapters folded in."""
+        return model.state_dict() if self._lora is None else adapters.folded(model)
+
+    def end(self, model: nn.Module) -> None:
+        """The model alone, with what it has learned: adapters are folded in and gone."""
+        if self._lora is not None:
+            adapters.fold(model)
+
+    def moving(self, model: nn.Module, inputs: Inputs | None = None) -> str:
+        """How many weights of a fresh model will move, if not all: "1,290 weights". Raises Refused: as `begin`."""
+        if self._lora is not None:
+            layers, count = self._lora.size(model, inputs)
+            heads = [model.get_submodule(path) for path in surgery.head_names(model)]
+            count += sum(p.numel() for head in heads for p in head.parameters())
+            return f"{count:,} weights, of the head and of adapters of rank {self._lora.r} on {layers} layers"
+        count = sum(p.numel() for group in self.groups(model, 1.0, 0.0) for p in group["params"])
+        return "" if count == sum(p.numel() for p in model.parameters()) else f"{count:,} weights"
 
     def epoch(self, model: nn.Module, epoch: int) -> bool:
         """Freeze and unfreeze for this epoch, before `surgery.train_mode`; tells whether anything changed."""
@@ -118,12 +148,20 @@ def _layerwise(name: str, decay: float = 0.75) -> Finetune:
     return Finetune(name, lambda count: [decay ** (count - 1 - i) for i in range(count)])
 
 
+def _lora(
+    name: str, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | list[str] = "auto"
+) -> Finetune:
+    """Adapters of low rank beside frozen layers (Hu et al. 2021), and the head."""
+    return Finetune(name, lora=Adapters(r, alpha, dropout, targets))
+
+
 WAYS: dict[str, Callable[..., Finetune]] = {
     "full": _full,
     "head": _head,
     "first_n": _first_n,
     "gradual": _gradual,
     "layerwise": _layerwise,
+    "lora": _lora,
 }
 
 

@@ -64,6 +64,8 @@ def _check(lab: Lab, homes: Sequence[Lab]) -> None:
         for group in ALIKE:
             if home.run.config[group] != homes[0].run.config[group]:
                 raise Refused(f"lockstep=vmap: member {i} has another {group} than member 0; {WAY_OUT}")
+    if homes[0].run.config["finetune"]["name"] == "lora":
+        raise Refused(f"lockstep=vmap cannot stack adapters (finetune=lora); {WAY_OUT}")
     models = [lab.device.place(home.model()) for home in homes]
     batch = next(iter(lab.source("train", train=True).epoch(0))).map(lambda t: t[:TRIED])
     Stacked(models).check(lab.device.inputs(batch.inputs))

@@ -110,7 +110,12 @@ def settings(cfg: Config) -> Settings:
 
 def bare(node: Config) -> Config:
     """A model node without its first weights: what a stored run is rebuilt from, with no network and no other file."""
-    return {**node, "pretrained": False, "checkpoint": None}
+    gone: Config = {"pretrained": False, "checkpoint": None}
+    if "path" in node:  # of an encoder, whose config and tokeniser the run holds
+        gone["path"] = None
+    if node["family"] == "follower":
+        gone["leaders"] = [{**leader, "model": bare(leader["model"])} for leader in node["leaders"]]
+    return {**node, **gone}
 
 
 def resolve_model(node: Config, model: nn.Module) -> Config:

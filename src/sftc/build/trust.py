@@ -248,7 +248,7 @@ def _of_leaders(run: Run, node: Config) -> list[dict[str, tuple[str, tuple[int, 
         return []
     for leader in node["leaders"]:
         inner = leader["model"]
-        if parts.bare(inner) != inner:
+        if inner.get("pretrained") or inner.get("checkpoint"):
             raise Refused(f"{run.path / 'config.yaml'}: a leader's model names first weights; it is not trusted")
     try:
         paths = [run.reference(f"leader{i}") for i in range(len(node["leaders"]))]

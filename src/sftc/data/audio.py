@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sftc.data import folder, sounds
+from sftc.data import folder, names, sounds
 from sftc.data.pictures import Unreadable, shown
 from sftc.data.rows import Table, digest
 from sftc.data.skips import REMEDY, Lost, Skips
@@ -195,17 +194,12 @@ def _lines(file: Path, path: str, label: str, split: str | None) -> Iterator[tup
 
 def _named(root: Path, pattern: str) -> tuple[Files, list[str]]:
     """Every clip below `root` by what its name says."""
-    try:
-        told = re.compile(pattern)
-    except re.error as error:
-        raise Refused(f"data.pattern={pattern} is no regular expression: {error}") from None
-    if "label" not in told.groupindex:
-        raise Refused(f"data.pattern={pattern} names no class: it needs a group (?P<label>...)")
     files: Files = {}
     other = []
-    for name in sorted(folder._pictures(str(root), "", [folder._place(p) for p in root.parents], sounds.EXTENSIONS)):
-        match = told.fullmatch(Path(name).stem)
-        groups = {} if match is None else match.groupdict()
+    clips = sorted(folder._pictures(str(root), "", [folder._place(p) for p in root.parents], sounds.EXTENSIONS))
+    said = names.told("data.pattern", pattern, [Path(name).stem for name in clips], "label")
+    for name, found in zip(clips, said, strict=True):
+        groups = found or {}
         if not groups.get("label"):
             other.append(name)
             continue

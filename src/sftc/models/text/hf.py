@@ -44,6 +44,7 @@ DROPPED = (
     *("id2label", "label2id", "num_labels", "problem_type", "return_dict", "output_attentions", "transformers_version"),
     *("output_hidden_states", "use_cache", "gradient_checkpointing", "trust_remote_code", "experts_implementation"),
 )
+UNSET = "model.path is not set: a folder with config.json and tokenizer.json, or a name such as bert-base-uncased"
 LARGEST = 1 << 20  # of a number in a config
 DEEPEST = 200  # layers: each takes time to make even without memory
 
@@ -80,10 +81,6 @@ def check(spec: Mapping[str, Any]) -> None:
     choose("model.pooling", node["pooling"], ("auto", *POOLS))
     if node["config"]:
         _check_config(node["config"])
-    elif not node["path"]:
-        raise Refused(
-            "model.path is not set: a folder with config.json and tokenizer.json, or a name such as bert-base-uncased"
-        )
     else:
         _published(node["path"])
 
@@ -167,8 +164,10 @@ def _place(path: str) -> str:
     return path
 
 
-def _published(path: str) -> dict[str, Any]:
+def _published(path: str | None) -> dict[str, Any]:
     """The config of a model, as a run stores it. Raises Refused: it cannot be had, or is no text encoder of ours."""
+    if not path:
+        raise Refused(UNSET)
     place = _place(path)
     try:
         with quiet():
@@ -213,8 +212,10 @@ def _check_length(longest: int, config: Mapping[str, Any]) -> None:
         raise Refused(f"model.max_length={longest} is more than the {most} positions the encoder knows")
 
 
-def _tokeniser(path: str) -> bytes:
+def _tokeniser(path: str | None) -> bytes:
     """The JSON of a model's tokeniser. Raises Refused: it has none, or none of the fast kind."""
+    if not path:
+        raise Refused(UNSET)
     try:
         with quiet():
             made = library().AutoTokenizer.from_pretrained(_place(path), trust_remote_code=False)

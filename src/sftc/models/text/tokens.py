@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sftc.errors import Refused
+from sftc.models.text import growth
 
 SEPARATOR = 0x1F  # between words that have an answer each; as many follow the last as there are places without a word
 REMEMBERED = 20_000_000  # tokens that a process remembers; 80 MB
@@ -91,6 +92,7 @@ class Pieces:
             from tokenizers import Tokenizer
         except ImportError:
             raise Refused("this model's tokeniser needs tokenizers: pip install 'sftc[text]'") from None
+        growth.check(data)
         try:
             self.made: Any = Tokenizer.from_str(data.decode())
             self.made.no_truncation()
@@ -213,7 +215,12 @@ class Tokens(nn.Module):
         rows = [row.tobytes().rstrip(b"\0") for row in inputs.cpu().numpy()]
         texts = known(rows, self.words)
         before, after = known.coder.before, known.coder.after
-        room = max(1, self.longest - len(before) - len(after))
+        room = self.longest - len(before) - len(after)
+        if room < 1:
+            around = len(before) + len(after)
+            raise Refused(
+                f"model.max_length={self.longest} leaves no room beside the {around} tokens that open and close a text"
+            )
         starts = [range(0, max(1, len(text.ids)), room) if self.windows else (0,) for text in texts]
         spans = [(i, a) for i, each in enumerate(starts) for a in each]  # a window each: its text, its first token
         parts = [texts[i].ids[a : a + room] for i, a in spans]

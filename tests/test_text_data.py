@@ -116,6 +116,9 @@ BAD = {
     "jsonl number": ("train.jsonl", '{"text": 5, "label": 1}\n', {}, "line 1: text is no text"),
     "jsonl label": ("train.jsonl", '{"text": "x", "lable": 1}\n', {}, "no column label.*lable"),
     "unknown encoding": ("train.csv", HEAD + GOOD, {"encoding": "utf-9"}, "no encoding that Python knows"),
+    "utf-16": ("train.csv", (HEAD + GOOD).encode("utf-16"), {}, "line 1 is not utf-8.*encoding=utf-16"),
+    "empty file": ("train.csv", "", {}, "train.csv is empty"),
+    "semicolons": ("train.csv", (HEAD + GOOD).replace(",", ";"), {}, "'text;label'; set data.delimiter=';'"),
     "nothing there": ("other.csv", HEAD + GOOD, {}, "none of train.csv"),
 }
 

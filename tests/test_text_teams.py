@@ -130,6 +130,15 @@ def test_boosting_words_is_refused_in_one_line(roots, tmp_path):
         told(tmp_path / "run", *of("conll", roots, "strategy=ensemble", "strategy.members=boosting"))
 
 
+@pytest.mark.parametrize("words", [SMALL_CNN, ("model=bilstm", "model.min_count=1"), ("model=hf",)], ids=lambda w: w[0])
+def test_texts_are_not_stacked_and_that_is_said(words, roots, tmp_path):
+    words = encoder() if words == ("model=hf",) else words
+    words += ("data=text_csv", f"data.root={roots['text_csv']}", "data.limit=null", "model.dropout=0")
+    team = ("strategy=ensemble", "strategy.n=2", "strategy.lockstep=vmap")
+    with pytest.raises(Refused, match=r"lockstep=vmap: prepare cuts texts .*strategy\.lockstep=true"):
+        told(tmp_path / "run", *words, *team)
+
+
 def test_runs_of_other_tokenisers_are_fused(roots, taught_by, tmp_path):
     cnn = plain(tmp_path / "cnn", *of("conll", roots))
     cfg = config(f"runs=[{cnn.path},{taught_by['conll'].path}]", "fuse=weighted", "quiet=true", command="fuse")

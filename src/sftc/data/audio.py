@@ -200,11 +200,11 @@ def _named(root: Path, pattern: str) -> tuple[Files, list[str]]:
     said = names.told("data.pattern", pattern, [Path(name).stem for name in clips], "label")
     for name, found in zip(clips, said, strict=True):
         groups = found or {}
-        if not groups.get("label"):
+        if not (label := groups.get("label")):
             other.append(name)
             continue
         split = next((s for s in ("test", "val") if groups.get(s) is not None), "train")
-        files.setdefault(split, []).append((name, groups["label"]))
+        files.setdefault(split, []).append((name, label))
     if "train" not in files:
         said = f"the first is {shown(other[0])}" if other else "there are no .wav .flac .ogg files"
         raise Refused(f"data.pattern={pattern} finds no training clip below {root}; {said}")

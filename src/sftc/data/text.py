@@ -96,8 +96,9 @@ def decoded(file: Path, encoding: str) -> str:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as e:
         line = data[: e.start].count(b"\n") + 1
+        other = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1 or another"
         raise Refused(
-            f"{file} line {line} is not {encoding} (byte 0x{data[e.start]:02x}): set data.encoding=latin-1 or another"
+            f"{file} line {line} is not {encoding} (byte 0x{data[e.start]:02x}): set data.encoding={other}"
         ) from None
     except LookupError:
         raise Refused(f"data.encoding={encoding} is no encoding that Python knows; utf-8 is the usual one") from None
@@ -260,7 +261,12 @@ def _column(file: Path, known: list[str], wanted: str, header: bool) -> int:
     if wanted not in known:
         if not header:
             raise Refused(f"{file} has columns 0 to {len(known) - 1}, not {wanted} (data.header=false)")
+        if not known:
+            raise Refused(f"{file} is empty")
         way = "; has it no header? then set data.header=false" if wanted.isdecimal() else ""
+        between = next((sign for sign in ";\t|," if len(known) == 1 and sign in known[0]), None)
+        if between is not None:
+            raise Refused(f"{file} has one column, {known[0][:80]!r}; set data.delimiter={between!r}")
         raise Refused(f"{file} has no column {wanted}{nearest(wanted, known)} (columns: {', '.join(known[:12])}){way}")
     return known.index(wanted)
 

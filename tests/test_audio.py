@@ -136,6 +136,37 @@ def test_other_rates_are_resampled_to_the_most_common_one(tmp_path: Path):
     assert odd.exists()
 
 
+def test_what_was_resampled_is_kept_between_runs_and_made_anew_where_it_is_damaged(tmp_path: Path, monkeypatch):
+    import scipy.signal
+
+    path = write(tmp_path / "a.wav", tone(300, 20, 44_100), 44_100)
+    made: list[int] = []
+    resample = scipy.signal.resample_poly
+    monkeypatch.setattr(scipy.signal, "resample_poly", lambda *a: (made.append(1), resample(*a))[1])
+
+    def read(rate: int = 8000, length: int = 2100) -> np.ndarray:
+        return sounds.samples(str(path), rate, length)
+
+    first = read()
+    again = read()
+    again[:] = 0  # nobody else's
+    assert np.array_equal(read(), first)
+    assert (first.dtype, len(made)) == (np.int16, 1)
+    assert len(read(4000)) == len(read(8000, 2100)) == 2100
+    assert len(read(8000, 1000)) == 1000
+    assert len(made) == 3  # another rate, and another length, are other clips
+    for file in (tmp_path / "cache" / "sftc" / "resampled").iterdir():
+        file.write_bytes(file.read_bytes()[:-2] + b"xy")
+    assert np.array_equal(read(), first)
+    assert len(made) == 4
+    write(path, tone(600, 21, 44_100, seconds=0.26), 44_100)
+    assert not np.array_equal(read(), first)
+    assert len(made) == 5
+    sounds.samples(str(write(tmp_path / "b.wav", tone(300, 1))), 8000, 100)
+    assert len(made) == 5
+    assert len(list((tmp_path / "cache" / "sftc" / "resampled").iterdir())) == 4  # of the right rate: nothing to keep
+
+
 def test_stereo_is_mixed_down_and_said(tmp_path: Path):
     root = clips(tmp_path / "tones")
     left = tone(300, 0)

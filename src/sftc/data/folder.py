@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sftc.data.pictures import Unreadable, extent, pixels, quiet, shown, unblocked
 from sftc.data.rows import Table, digest
+from sftc.data.shelf import Shelf, place
 from sftc.data.skips import REMEDY, Lost, Skips
 from sftc.data.split import Raw
 from sftc.errors import Refused, nearest
@@ -25,6 +26,7 @@ _NATIVE = 64  # pictures up to this side are kept as they are
 _LARGE = 224
 _HASHED = 2 << 30  # a folder with more bytes is fingerprinted by names, sizes and a sample of its contents
 _SAMPLE = 1000
+_MEMOS = Shelf(functools.partial(place, "fingerprints"), most=64 << 20)
 _GREY = 128  # a picture that is skipped: about zero once the model has normalised it
 
 
@@ -239,12 +241,9 @@ def content(paths: list[str]) -> str:
     A file that is gone or cannot be opened counts as such: whether that matters is for the reading to say.
     """
     stats = [(os.path.abspath(path), *_stat(path)) for path in paths]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftc" / "fingerprints"
-    memo = base / digest(stats)
-    try:
-        return memo.read_text()
-    except OSError:
-        pass
+    key = digest(stats)
+    if (kept := _MEMOS.find(key)) is not None:
+        return kept.decode()
     sizes = [size for _, size, _ in stats]
     step = 1 if sum(sizes) <= _HASHED else max(1, len(paths) // _SAMPLE)
     h = hashlib.blake2b(repr(sizes).encode(), digest_size=16)
@@ -257,7 +256,7 @@ def content(paths: list[str]) -> str:
             h.update(b"unreadable")
             whole = False
     if whole:
-        _remember(memo, h.hexdigest())
+        _MEMOS.keep(key, h.hexdigest().encode())
     return h.hexdigest()
 
 
@@ -268,13 +267,3 @@ def _stat(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
-
-
-def _remember(memo: Path, text: str) -> None:
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, memo)
-    except OSError:
-        return  # a home that cannot be written to costs a second hash next time, nothing else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sftc.data.pictures import Unreadable, unblocked
+from sftc.data.rows import digest
+from sftc.data.shelf import Shelf, place
 from sftc.errors import Refused, Stopped
 
 EXTENSIONS = (".wav", ".flac", ".ogg")
@@ -22,6 +25,8 @@ RATES = (1000, 384_000)  # samples a second that are believed
 CHANNELS = 32
 LOUDEST = 16.0  # floats beyond are on another scale; a little above 1 is a clip that was mastered too loud
 _RATIO = 1000  # of resampling: its filter is ten times as long; a rate is missed by less than a millionth
+_VERSION = 1  # of how is resampled and cut: part of the names of what is kept
+_RESAMPLED = Shelf(functools.partial(place, "resampled"), most=4 << 30)
 _CUT = re.compile(r"^data\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _PIPED = 0xFFFF_F000  # bytes of data that a header written into a pipe may promise
 
@@ -51,13 +56,18 @@ def extent(path: str) -> Extent:
 
 def samples(path: str, rate: int, length: int) -> np.ndarray:
     """The middle of a clip at `rate` samples a second, its channels mixed: int16 [length]. A shorter one has silence
-    around it. Of a long file only the middle is read.
+    around it. Of a long file only the middle is read. What had to be resampled is kept between runs.
 
     Raises:
         Unreadable: the file is gone, empty, damaged, of another kind, or holds what is no sound.
     """
+    key = None
     with _opened(path) as file:
         ratio = Fraction(rate, file.samplerate).limit_denominator(_RATIO)
+        if ratio != 1:
+            key = digest(_VERSION, os.path.abspath(path), *_stamp(path), rate, length)
+            if (kept := _RESAMPLED.find(key)) is not None and len(kept) == 2 * length:
+                return np.frombuffer(bytearray(kept), "<i2").astype(np.int16, copy=False)
         more = 0 if ratio == 1 else 20 * math.ceil(max(1, 1 / ratio))  # the filter's reach on both sides
         asked = min(file.frames, math.ceil(length / ratio) + 2 * more)
         file.seek((file.frames - asked) // 2)
@@ -69,11 +79,20 @@ def samples(path: str, rate: int, length: int) -> np.ndarray:
         if (peak := float(np.abs(found).max())) > LOUDEST:
             raise ValueError(f"its samples reach {peak:g}, and not from -1 to 1")
     mono = found.mean(1)
-    if ratio != 1:
+    if key is not None:
         from scipy.signal import resample_poly  # here, because it takes half a second and most clips do without
 
         mono = resample_poly(mono, ratio.numerator, ratio.denominator)
-    return _middle((mono * 32768).round().clip(-32768, 32767).astype(np.int16), length)
+    clip = _middle((mono * 32768).round().clip(-32768, 32767).astype(np.int16), length)
+    if key is not None:
+        _RESAMPLED.keep(key, clip.astype("<i2").tobytes())
+    return clip
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """What tells that a file is still the same: bytes, and time of change."""
+    info = os.stat(path)
+    return info.st_size, info.st_mtime_ns
 
 
 def _middle(clip: np.ndarray, length: int) -> np.ndarray:

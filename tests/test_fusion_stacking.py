@@ -92,6 +92,17 @@ def test_the_penalty_is_chosen_on_held_out_rows(monkeypatch):
     assert used[-1] < 1e3
 
 
+def test_of_many_rows_some_choose_the_penalty_and_all_are_fitted_on(monkeypatch):
+    scores, target = team("classes", rows=300)
+    rows: list[int] = []
+    once = heads._once
+    monkeypatch.setattr(heads, "_once", lambda *a: (rows.append(len(a[2])), once(*a))[1])
+    monkeypatch.setattr(heads, "JUDGES", 100)
+    rule("stacking", "classes", alpha=None).fit(scores, target)
+    assert rows[-1] == 300
+    assert 60 <= min(rows[:-1]) <= max(rows[:-1]) <= 70
+
+
 def test_features_stand_beside_scores_and_alone():
     scores, target = team("classes", members=2, rows=300)
     told = torch.nn.functional.one_hot(target, 3) + 0.3 * torch.randn(

@@ -53,6 +53,27 @@ def test_the_blocks_of_a_classifier_are_those_of_the_encoder(backbone):
     assert all(torch.equal(before[name], now[name]) for name in rest)
 
 
+@pytest.mark.parametrize(
+    ("dense", "backbone"),
+    [
+        ("lraspp_mobilenet_v3_large", "mobilenet_v3_large"),
+        ("fcn_resnet50", "resnet50"),
+        ("deeplabv3_resnet50", "resnet50"),
+    ],
+)
+def test_the_blocks_of_torchvisions_classifiers_are_those_of_its_dense_nets(dense, backbone):
+    """torchvision's own names of the parts are the independent answer."""
+    with torch.device("meta"):
+        whole = build({"family": "torchvision", "name": backbone, "pretrained": "false"}, form=Form((3, 32, 32)))
+        net = build({"family": "torchvision_segmentation", "name": dense, "pretrained": "false"})
+    assert {"fcn_resnet50": "FCN", "deeplabv3_resnet50": "DeepLabV3"}.get(dense, "LRASPP") == type(net.net).__name__
+    theirs, ours = blocks(whole), blocks(net)
+    n = 17
+    assert [[net.aliases[name] for name in names] for _, names in theirs[:n]] == [names for _, names in ours[:n]]
+    assert not [name for _, names in ours[n:] for name in names if "backbone" in name]
+    assert len(net.aliases) == sum("backbone." in key for key in net.state_dict())
+
+
 def test_a_classifiers_weights_are_a_checkpoint_of_the_encoder(tmp_path):
     from safetensors.torch import save_file
 

@@ -50,6 +50,9 @@ def build(spec: Mapping[str, Any], out_dim: int, form: Form) -> dense.DenseVisio
     if file is not None:
         weights.load(net, file)
     model = dense.DenseVision(first, net, [f"net.{path}" for path in heads], facts)
+    inner = "features." if "mobilenet" in name else ""  # where the classifier has what is the backbone here
+    here = [key for key in model.state_dict() if key.startswith("net.backbone.")]
+    model.aliases = {f"net.{inner}{key.removeprefix('net.backbone.')}": key for key in here}
     if file is not None:
         model.loaded = {n for n, _ in model.named_parameters() if not n.startswith(tuple(f"{h}." for h in model.heads))}
     return model

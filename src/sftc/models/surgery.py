@@ -264,7 +264,8 @@ def _shared(names: list[str]) -> str:
 def _is_sequence(module: nn.Module) -> bool:
     """Whether a module is nothing but its children one after another."""
     plain = (nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward)
-    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and type(module).forward in plain
+    own = type(module).__name__ == "IntermediateLayerGetter"  # torchvision's: in order, and some outputs are kept
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and (own or type(module).forward in plain)
 
 
 def _loose(model: nn.Module, block: Block) -> bool:

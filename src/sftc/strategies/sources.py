@@ -37,18 +37,23 @@ def model_of(lab: Lab, source: Any) -> dict[str, Any]:
 
 
 def grown(lab: Lab, home: Lab) -> dict[str, Any]:
-    """The model node of the target for a source that classified whole pictures: it becomes the way down of a unet.
+    """The model node of the target for a source that classified whole pictures: it becomes the way down of a dense net.
 
     Where source and target answer alike, the source's own.
 
     Raises:
-        Refused: the run's own model is no unet on that backbone.
+        Refused: the run's own model is no dense net on that backbone.
     """
     theirs, mine = bare(home), bare(lab)
     if (home.facts.kind == "pixels") == (lab.facts.kind == "pixels"):
         return theirs
-    if theirs["family"] != "timm" or (mine["family"], mine.get("backbone")) != ("unet", theirs["name"]):
-        way = f"model=unet model.backbone={theirs['name']}" if theirs["family"] == "timm" else "a source of model=timm"
+    name = theirs["name"]
+    unet = theirs["family"] == "timm" and (mine["family"], mine.get("backbone")) == ("unet", name)
+    dense = (theirs["family"], mine["family"]) == ("torchvision", "torchvision_segmentation")
+    if not unet and not (dense and mine["name"].endswith(f"_{name}")):
+        ways = {"timm": f"model=unet model.backbone={name}"}
+        ways["torchvision"] = f"model=torchvision_segmentation and a model.name that ends in _{name}"
+        way = ways.get(theirs["family"], "a source of model=timm, or torchvision")
         raise Refused(f"source {home.run.path} classified pictures with {theirs['name']}; to grow it use {way}")
     return {**mine, "mean": theirs["mean"], "std": theirs["std"]}
 

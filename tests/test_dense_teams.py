@@ -100,6 +100,48 @@ def test_a_classifier_lends_its_first_layers_to_a_dense_leader(root, tmp_path):
     assert not torch.equal(kept["net.encoder.layer2.0.conv1.weight"], was["net.layer2.0.conv1.weight"])
 
 
+@pytest.mark.slow
+def test_a_classifier_of_torchvision_lends_its_first_layers_too(root, tmp_path):
+    from files import make
+
+    pets, fresh = make(tmp_path / "pets", size=(32, 32)), "model.pretrained=false"
+    net = ("model=torchvision", "model.name=mobilenet_v3_large", fresh)
+    source = plain(tmp_path / "source", "data=image_folder", f"data.root={pets}", *net, "max_steps=2")
+    words = ("data=segmentation_folder", f"data.root={root}", "batch_size=4", "strategy=leader", "strategy.keep=3")
+    words += (f"strategy.source={source.path}", "strategy.keep_lr=0", "strategy.followers=[]", fresh, "max_steps=2")
+    dense = "model=torchvision_segmentation"
+    with pytest.raises(Refused, match=r"torchvision_segmentation and a model\.name that ends in _mobilenet_v3_large"):
+        told(tmp_path / "other", *words, dense, "model.name=fcn_resnet50")
+    run = told(tmp_path / "run", *words, dense, "model.name=lraspp_mobilenet_v3_large")
+    kept, was = Run(run.member("leader")).weights(), source.weights()
+    assert torch.equal(kept["net.backbone.2.block.0.0.weight"], was["net.features.2.block.0.0.weight"])
+    assert not torch.equal(kept["net.backbone.3.block.0.0.weight"], was["net.features.3.block.0.0.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_large_nets_of_torchvision_learn_a_few_steps(root, name, tmp_path):
+    words = ("data=segmentation_folder", f"data.root={root}", "model=torchvision_segmentation", f"model.name={name}")
+    run = plain(tmp_path / "run", *words, "model.pretrained=false", "batch_size=4", "max_steps=3", "optim.lr=0.001")
+    assert run.finished
+    first, last = Run.open(run.path).weights(), run.weights("last")
+    assert first.keys() == last.keys()
+    assert run.result["params"] > 30e6
+
+
+@pytest.mark.slow
+def test_hints_go_between_backbones_and_peers_may_differ(root, pair, tmp_path):
+    unet = ("model=unet", "model.backbone=resnet10t", "model.decoder=[8,8,8,8]", "model.pretrained=false")
+    words = ("data=segmentation_folder", f"data.root={root}", *unet, "batch_size=4", "max_steps=3", "strategy=kd")
+    hint = "{weight:1.0,student:[net.encoder.layer1],teacher:[net.stages.stage1]}"
+    run = told(tmp_path / "run", *words, f"strategy.teachers=[{pair[0].path}]", f"strategy.terms.hint={hint}")
+    assert run.rows()[-1]["train/hint"] > 0
+    peers = told(tmp_path / "peers", *words, "strategy.peers=2", "strategy.teacher_epochs=0")
+    parts = {name: value for name, value in peers.rows()[-1].items() if name.endswith("soft")}
+    assert parts
+    assert all(value > 0 for value in parts.values()), parts
+
+
 def test_the_mean_of_two_is_the_mean_of_their_scores(root, pair, tmp_path):
     run = fused(tmp_path / "run", pair, "fuse=mean", "temperature=false")
     for split in ("val", "test"):
@@ -133,15 +175,20 @@ def test_a_rule_fitted_on_some_pixels_goes_through_all(root, pair, tmp_path, mon
     assert some.result["val"] != whole.result["val"]
 
 
-def test_honest_scores_of_pixels_are_those_of_cross_fitting(root, pair, tmp_path):
-    """The streamed way gives what `fusion.honest` gives where all pixels are looked at."""
+def test_honest_scores_of_pixels_are_those_of_cross_fitting(root, pair, tmp_path, monkeypatch):
+    """The streamed way gives what `fusion.honest` gives where all pixels are looked at, of the same five fits."""
     from sftc import fusion
     from sftc.fusion.honest import crossfit
     from sftc.tasks import Segmentation
 
-    run = fused(tmp_path / "run", pair, "fuse=weighted")
-    said = [r.predictions("val")[0] for r in pair]
     task = Segmentation(["0", "1", "2"])
+    kind = type(fusion.make("weighted", task))
+    fits: list[int] = []
+    fit = kind.fit
+    monkeypatch.setattr(kind, "fit", lambda self, *a: (fits.append(1), fit(self, *a))[1])
+    run = fused(tmp_path / "run", pair, "fuse=weighted")
+    assert len(fits) == 6 + 3  # five, one on all, and three of leaving each out
+    said = [r.predictions("val")[0] for r in pair]
     seed = pair[0].config["data"]["split_seed"]
     want = crossfit(
         lambda: fusion.make("weighted", task),
@@ -159,7 +206,7 @@ def test_many_scores_are_kept_as_the_largest_few(monkeypatch):
     scores = torch.rand(500, 6, generator=torch.Generator().manual_seed(0)).softmax(1)
     target, row = torch.arange(500) % 6, torch.arange(500) // 50
     monkeypatch.setattr(positions, "LIMIT", 100)
-    made = Gathered(6, 500)
+    made = Gathered(6, 500, None)
     for part in zip(scores.split(100), target.split(100), row.split(100), strict=True):
         made.add(*part)
     p = made.whole()

@@ -11,7 +11,7 @@ import sftc
 
 ROOT = Path(sftc.__file__).parent
 ORDER = """
-early errors folders types positions columns stop store device environment metrics tasks losses fusion
+early errors folders types filed positions columns stop store device environment metrics tasks losses fusion
 models data optim objective loop answers lab strategies track report pictures scenes schema build cli
 """.split()  # noqa: SIM905
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.parent != ROOT or not file.name.startswith("__"))

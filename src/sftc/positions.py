@@ -1,4 +1,5 @@
-"""Predictions of a class at each of many positions, held small: two bytes a score, or the largest few of each.
+"""Predictions of a class at each of many positions, held small: two bytes a score, or the largest few of each, and of
+many in a file.
 
 They answer for whole `Predictions` where somebody asks for all of them at once; who goes through millions asks piece by
 piece.
@@ -6,18 +7,22 @@ piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sftc.filed import Part, Spool
 from sftc.types import Predictions
 
 LIMIT = 256 << 20  # bytes of all scores in fp16; above that the largest TOPK of each position, and their classes
 TOPK = 3
+HELD = 32 << 20  # bytes of predictions that stay in memory; more of them go into a file
 PIECE = 1 << 16  # positions looked at together
 SAMPLE = 1 << 16  # of more positions, so many stand for all where a rule is fitted or members are compared
-Parts = dict[str, Tensor]
+PER_ROW = ("rows", "counts")  # parts of which there is one for each row, not for each position; always in memory
+Parts = Mapping[str, Part]
 
 
 class Positions:
@@ -25,14 +30,16 @@ class Positions:
 
     Args:
         parts: `scores` fp16 [P, C]; or `top` fp16 [P, k] and `which` uint8 [P, k]. `target` uint8 [P]; `rows` and
-            `counts` long [R]: how many positions of which source row follow each other.
+            `counts` long [R]: how many positions of which source row follow each other. All but these may be in files.
         classes: C.
     """
 
-    __slots__ = ("classes", "parts")
+    __slots__ = ("_ends", "_rows", "classes", "parts")
 
     def __init__(self, parts: Parts, classes: int) -> None:
         self.parts, self.classes = parts, classes
+        self._rows, counts = (parts[name][:] for name in PER_ROW)
+        self._ends = counts.cumsum(0)
 
     def __len__(self) -> int:
         return len(self.parts["target"])
@@ -46,11 +53,11 @@ class Positions:
     @property
     def row(self) -> Tensor:
         """Long [P]: the source row of each position."""
-        return self.parts["rows"].repeat_interleave(self.parts["counts"])
+        return self._row(slice(None))
 
     @property
     def target(self) -> Tensor:
-        return self.parts["target"].long()
+        return self.parts["target"][:].long()
 
     @property
     def scores(self) -> Tensor:
@@ -58,19 +65,22 @@ class Positions:
         return self._scores(slice(None))
 
     def take(self, at: slice | Tensor) -> Predictions:
-        """Some positions, as plain predictions."""
-        return Predictions(self._scores(at), self.parts["target"][at].long(), self.row[at])
+        """Some positions, a stretch or sorted ones, as plain predictions."""
+        return Predictions(self._scores(at), self.parts["target"][at].long(), self._row(at))
 
     def pieces(self) -> Iterator[tuple[slice, Predictions]]:
         """All of them, a piece at a time, and where each lies."""
-        row = self.row
         for a in range(0, len(self), PIECE):
             at = slice(a, a + PIECE)
-            yield at, Predictions(self._scores(at), self.parts["target"][at].long(), row[at])
+            yield at, self.take(at)
 
     def sample(self) -> Predictions:
         """So many that they stand for all; the same ones for all predictions of as many positions."""
         return self.take(chosen(len(self)))
+
+    def _row(self, at: slice | Tensor) -> Tensor:
+        at = torch.arange(*at.indices(len(self))) if isinstance(at, slice) else at
+        return self._rows[torch.searchsorted(self._ends, at, right=True)]
 
     def _scores(self, at: slice | Tensor) -> Tensor:
         if "scores" in self.parts:
@@ -103,15 +113,22 @@ class Gathered:
     Args:
         classes: C.
         expected: how many positions there will be at most: decides how scores are held.
+        folder: where a file may lie that takes them once they are many.
     """
 
-    def __init__(self, classes: int, expected: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, expected: int, folder: Path | None) -> None:
+        self.classes, self.folder = classes, folder
         self.dense = 2 * classes * expected <= LIMIT or classes <= TOPK
-        self.found: list[Parts] = []
+        self.found: dict[str, list[Tensor]] = {}
+        self.held = 0  # bytes of what is found and in memory
+        self.spools: dict[str, Spool] = {}
 
     def add(self, scores: Tensor, target: Tensor, row: Tensor) -> None:
-        """Scores [p, C], target [p], row [p]; a row's positions follow each other."""
+        """Scores [p, C], target [p], row [p]; a row's positions follow each other.
+
+        Raises:
+            Stopped: the disk does not take them.
+        """
         rows, counts = row.unique_consecutive(return_counts=True)
         parts = {"target": target.to(torch.uint8), "rows": rows, "counts": counts}
         if self.dense:
@@ -119,8 +136,25 @@ class Gathered:
         else:
             top = scores.topk(TOPK, 1)
             parts |= {"top": top.values.half(), "which": top.indices.to(torch.uint8)}
-        self.found.append({name: t.cpu() for name, t in parts.items()})
+        for name, t in parts.items():
+            self.found.setdefault(name, []).append(t.cpu())
+            self.held += t.nbytes if name not in PER_ROW else 0
+        if self.held > HELD:
+            self._spill()
+
+    def _spill(self) -> None:
+        """What is in memory goes into the files."""
+        for name in self.found.keys() - set(PER_ROW):
+            some = self.found[name]
+            if name not in self.spools:
+                self.spools[name] = Spool(self.folder, some[0].dtype, tuple(some[0].shape[1:]))
+            for t in some:
+                self.spools[name].add(t)
+            some.clear()
+        self.held = 0
 
     def whole(self) -> Positions:
-        names = self.found[0]
-        return Positions({name: torch.cat([f.pop(name) for f in self.found]) for name in list(names)}, self.classes)
+        if self.spools:
+            self._spill()
+        parts: dict[str, Part] = {name: torch.cat(self.found[name]) for name in self.found if name not in self.spools}
+        return Positions(parts | {name: spool.whole() for name, spool in self.spools.items()}, self.classes)

@@ -47,10 +47,14 @@ def out_of_fold(
     folds: int = FOLDS,
     seed: int = 0,
     row: Tensor | None = None,
+    fitted: Callable[[Pooling], None] = lambda fuser: None,
 ) -> Tensor:
     """`crossfit` without a temperature: what the temperature that is kept is best fitted on.
 
     A fold is held out by hiding its labels, which `Pooling.fit` leaves out: no copy of the scores is made for it.
+
+    Args:
+        fitted: is handed the fuser of each fold, in their order; none if a rule has nothing to fit.
     """
     fuser = make_fuser()
     if not fuser.needs_fit:
@@ -61,6 +65,7 @@ def out_of_fold(
         held = (fold == k).nonzero()[:, 0]
         fuser = make_fuser()
         fuser.fit(scores, hidden(target, held), features)
+        fitted(fuser)
         out[held] = fuser.apply(scores[:, held], [f[held] for f in features])
     return out
 

@@ -291,13 +291,16 @@ class Lab:
         self.run.log(row)
         self.watch.row(row)
 
-    def predict(self, model: nn.Module, split: str, rows: Tensor | None = None, meter: Any = None) -> Said:
-        return loop.predict(model, self.source(split, rows=rows), self.task, self.device, meter)
+    def predict(
+        self, model: nn.Module, split: str, rows: Tensor | None = None, meter: Any = None, keep: bool = True
+    ) -> Said:
+        source = self.source(split, rows=rows)
+        return loop.predict(model, source, self.task, self.device, meter, keep, folder=self.run.path)
 
-    def measure(self, model: nn.Module, split: str) -> tuple[Said, Metrics, dict[str, Any]]:
-        """Predictions of a split, its metrics, and the table per class."""
+    def measure(self, model: nn.Module, split: str, keep: bool = True) -> tuple[Said, Metrics, dict[str, Any]]:
+        """Predictions of a split, none unless `keep`; its metrics, and the table per class."""
         meter = self.task.meter()
-        predictions = self.predict(model, split, meter=meter)
+        predictions = self.predict(model, split, meter=meter, keep=keep)
         return predictions, meter.compute(), meter.per_class()  # type: ignore[attr-defined]
 
     @torch.no_grad()

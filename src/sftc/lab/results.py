@@ -38,7 +38,7 @@ def keep(lab: Lab, fitted: Fitted, more: More) -> None:
     last = dict(fitted.last)
     if "test" in found:
         model.load_state_dict(fitted.last_state)
-        last["test"] = lab.measure(model, "test")[1]
+        last["test"] = lab.measure(model, "test", keep=False)[1]
         model.load_state_dict(state)
     run.add_skipped(data.skipped)
     run.write_result(
@@ -73,6 +73,6 @@ def kept(lab: Lab) -> Fitted:
 def untrained(lab: Lab, model: nn.Module) -> Fitted:
     model = lab.device.place(model).eval()
     meter = lab.task.meter(full=False)
-    lab.predict(model, "val", meter=meter)
+    lab.predict(model, "val", meter=meter, keep=False)
     at = {"epoch": 0, "step": 0, "val": meter.compute()}
     return Fitted(model, loop.host_state(model), at, dict(at), 0.0, "untrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,14 @@ from sftc.types import Batch, Predictions, Source
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, source: Source, task: Any, device: Device, meter: Any = None, keep: bool = True, stop: Any = None
+    model: nn.Module,
+    source: Source,
+    task: Any,
+    device: Device,
+    meter: Any = None,
+    keep: bool = True,
+    stop: Any = None,
+    folder: Path | None = None,
 ) -> Said:
     """Scores of every row of a source, in its order; a meter sees the logits as they pass.
 
@@ -23,6 +31,7 @@ def predict(
     Args:
         stop: asked between batches; what it returns is raised.
         keep: False feeds the meter only and returns empty predictions: the epoch's validation needs no more.
+        folder: where a file may lie that takes answers at millions of pixels.
     """
     was = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -40,7 +49,7 @@ def predict(
             if keep:
                 s, t, r = task.flat(*_counting(batch, logits))
                 if logits.ndim > 3:  # an answer at every pixel: too many to be held as they are
-                    gathered = gathered or Gathered(logits.shape[1], len(source.rows) * logits[0, 0].numel())
+                    gathered = gathered or Gathered(logits.shape[1], len(source.rows) * logits[0, 0].numel(), folder)
                     gathered.add(s, t, r)
                 else:
                     scores.append(s.float().cpu())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -18,7 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sftc.errors import Stopped
+from sftc.filed import Part, stretches
 
+DTYPES = {torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}  # of parts: their names in safetensors
 _UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{6}\.tmp")  # of `replacing`
 
 
@@ -107,6 +110,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     """Safetensors. Tied weights are stored once each: the format refuses shared memory."""
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     write_bytes(path, save(plain, dict(meta or {})))
+
+
+def write_parts(path: Path, parts: Mapping[str, Part], meta: Mapping[str, str]) -> None:
+    """`write_tensors` of what may lie in files itself: no more than a stretch of it is in memory."""
+    order = sorted(parts, key=lambda name: (-parts[name].dtype.itemsize, name))  # as the format has it: all aligned
+    about: dict[str, Any] = {"__metadata__": dict(meta)}
+    end = 0
+    for name in order:
+        part, begin = parts[name], end
+        end += part.nbytes
+        about[name] = {"dtype": DTYPES[part.dtype], "shape": list(part.shape), "data_offsets": [begin, end]}
+    head = json.dumps(about, ensure_ascii=False, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with replacing(path) as temp, temp.open("wb") as f:
+        f.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            for some in stretches(parts[name]):
+                f.write(some.contiguous().numpy().data)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

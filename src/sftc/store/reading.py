@@ -23,10 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sftc.errors import Refused
+from sftc.filed import Filed, Held
+from sftc.store.files import DTYPES
 
 TEXT = 16 << 20  # bytes of a text file; the largest honest one names some 20,000 classes
 LINES = 256 << 20  # of metrics.jsonl
 DEEPEST = 40  # levels of a stored value
+TYPES = {name: dtype for dtype, name in DTYPES.items()}
 LARGEST = 2**63  # no whole number that is stored gets there
 
 
@@ -53,20 +56,25 @@ def opened(path: Path, most: int | None = None) -> Iterator[BufferedReader]:
         Refused: it is something else (a pipe would wait forever), too large, or may not be read.
         FileNotFoundError: it is not there.
     """
+    with _regular(path) as f:
+        size, room = os.fstat(f.fileno()).st_size, psutil.virtual_memory().available if most is None else most
+        if size > room:
+            raise Refused(f"{path} has {size:,} bytes; no more than {room:,} can be read")
+        yield f
+
+
+def _regular(path: Path) -> BufferedReader:
+    """Raises Refused, FileNotFoundError: as `opened`."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise
     except OSError as e:
         raise Refused(f"{path} cannot be read: {e.strerror}") from None
-    about = os.fstat(file)
-    if not stat.S_ISREG(about.st_mode):
+    if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise Refused(f"{path} is not a file")
-    with os.fdopen(file, "rb") as f:
-        if about.st_size > (room := psutil.virtual_memory().available if most is None else most):
-            raise Refused(f"{path} has {about.st_size:,} bytes; no more than {room:,} can be read")
-        yield f
+    return os.fdopen(file, "rb")
 
 
 def lines(path: Path) -> list[str]:
@@ -158,6 +166,32 @@ def read_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with _whole(path), safe_open(path, "pt") as f:
         parts = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+def read_parts(path: Path) -> dict[str, Filed]:
+    """Safetensors that stay where they are. Raises Refused: missing, not whole, or of types that no part has."""
+    found: dict[str, Filed] = {}
+    try:
+        with _regular(path) as file:
+            held = Held(file)
+            size = os.fstat(file.fileno()).st_size
+            head = int.from_bytes(file.read(8), "little")
+            if not 2 <= head <= min(TEXT, size - 8):
+                raise ValueError("its header is cut")
+            about = _object(path, json.loads(file.read(head).decode()))
+            about.pop("__metadata__", None)
+            for name, one in about.items():
+                begin, end = (8 + head + int(at) for at in one["data_offsets"])
+                shape = tuple(int(n) for n in one["shape"])
+                part = Filed(held, TYPES[one["dtype"]], shape, begin)
+                if not shape or min(shape) < 0 or not 8 + head <= begin <= end <= size or part.nbytes != end - begin:
+                    raise ValueError(f"{name} has no place in it")
+                found[name] = part
+    except FileNotFoundError:
+        raise Refused(f"{path} does not exist") from None
+    except (LookupError, TypeError, ValueError, RecursionError, OSError) as e:
+        raise Refused(f"{path} is not a whole safetensors file ({_line(e)})") from None
+    return found
 
 
 @contextlib.contextmanager

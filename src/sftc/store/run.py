@@ -211,8 +211,7 @@ class Run(Home):
 
     def write_predictions(self, split: str, p: Said, meta: Mapping[str, str]) -> None:
         """preds/<split>.safetensors with the model's hash and the data's fingerprint."""
-        held, more = predictions.tensors(p)
-        write_tensors(inner(self.inside("preds")) / f"{split}.safetensors", held, {**meta, **more})
+        predictions.write(inner(self.inside("preds")) / f"{split}.safetensors", p, meta)
 
     def predictions(self, split: str) -> tuple[Said, dict[str, str]]:
         """Raises Refused: there are none of this split, or the file holds something else."""
@@ -220,7 +219,7 @@ class Run(Home):
         if not path.exists():
             raise Refused(f"run {self.path} holds no predictions of {split}: sftc eval run={self.path} split={split}")
         meta = read_meta(path)
-        return predictions.read(path, read_tensors(path), meta), meta
+        return predictions.read(path, meta), meta
 
     def write_rows(self, rows: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
         """rows.safetensors: source row numbers of every split, and the data's fingerprint."""

@@ -96,7 +96,7 @@ def _fused(lab: Lab, said: list[Predictions]) -> Metrics:
 
 
 def _teachers(lab: Lab, taught: Taught, splits: list[str]) -> dict[str, Metrics]:
-    return {s: taught.metrics if s == "val" else lab.measure(taught.live.model, s)[1] for s in splits}
+    return {s: taught.metrics if s == "val" else lab.measure(taught.live.model, s, keep=False)[1] for s in splits}
 
 
 def row(lab: Lab, name: str, model: nn.Module, run: str | Path, metrics: dict[str, Metrics]) -> dict[str, Any]:

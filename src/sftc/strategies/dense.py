@@ -7,13 +7,14 @@ Nothing here holds the scores of all members at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sftc import fusion
-from sftc.fusion.folds import assign, hidden
+from sftc.fusion.folds import assign
 from sftc.fusion.honest import FOLDS
 from sftc.positions import SAMPLE, Gathered, Positions, Said
 from sftc.types import Metrics, Predictions, Task
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 Fuse = Callable[[Tensor, Tensor], Tensor]  # scores [M, p, C] and rows [p] -> [p, C]
 
 
-def mean(parts: Sequence[Said]) -> Said:
-    """The mean of what several models say of the same answers."""
+def mean(parts: Sequence[Said], folder: Path) -> Said:
+    """The mean of what several models say of the same answers.
+
+    Args:
+        folder: where a file may lie that takes those about millions of pixels.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
     if not isinstance(first, Positions):
         return Predictions(torch.stack([p.scores for p in parts]).mean(0), first.target, first.row)
-    return _gathered(first, ((scores.mean(0), some) for scores, some in _together(parts)))
+    return _gathered(first, ((scores.mean(0), some) for scores, some in _together(parts)), folder)
 
 
 def told(split: str, p: Positions) -> str:
@@ -48,7 +53,7 @@ class Everywhere:
 
     def __init__(self, outcome: Outcome, said: dict[str, list[Positions]], held: Tensor, heat: bool, seed: int) -> None:
         self.outcome, self.said, self.seed = outcome, said, seed
-        self.some = [p.sample() for p in said["val"]]
+        self.first = said["val"][0].sample()
         self.held, self.heat = held, heat
 
     def metrics(self) -> dict[str, Metrics]:
@@ -60,8 +65,9 @@ class Everywhere:
             out[split] = meter.compute()
         return out
 
-    def predictions(self) -> dict[str, Said]:
-        return {split: _gathered(said[0], self._fused(split)) for split, said in self.said.items()}
+    def predictions(self, folder: Path) -> dict[str, Said]:
+        """`folder`: as of `mean`."""
+        return {split: _gathered(said[0], self._fused(split), folder) for split, said in self.said.items()}
 
     def _fused(self, split: str) -> Iterator[tuple[Tensor, Predictions]]:
         fuse = self._honest() if split == "val" else self._kept
@@ -74,18 +80,14 @@ class Everywhere:
 
     def _honest(self) -> Fuse:
         """By folds of whole rows; those of `fusion.honest`, where the sample has all rows."""
-        task, first = self.outcome.task, self.some[0]
+        task, first = self.outcome.task, self.first
         rows = first.row.unique()
         count = min(FOLDS, len(rows))
         fold = assign(task, first.target, count, self.seed, first.row)
         of_row = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy(0, first.row, fold)
-        scores = torch.stack([p.scores for p in self.some])
-        rules, heats = [], []
+        rules = self.outcome.of_folds or [self.outcome.make()] * count
+        heats = []
         for k in range(count):
-            rule = self.outcome.make()
-            if rule.needs_fit:
-                rule.fit(scores, hidden(first.target, fold == k))
-            rules.append(rule)
             others = fold != k
             heat = fusion.Temperature(task).fit(self.held[others], first.target[others]) if self.heat else None
             heats.append(1.0 if heat is None else heat.value)
@@ -111,8 +113,8 @@ def _together(said: Sequence[Said]) -> Iterator[tuple[Tensor, Predictions]]:
         yield torch.stack([some.scores for _, some in parts]), parts[0][1]
 
 
-def _gathered(like: Positions, fused: Iterator[tuple[Tensor, Predictions]]) -> Positions:
-    out = Gathered(like.classes, len(like))
+def _gathered(like: Positions, fused: Iterator[tuple[Tensor, Predictions]], folder: Path) -> Positions:
+    out = Gathered(like.classes, len(like), folder)
     for scores, some in fused:
         out.add(scores, some.target, some.row)
     return out.whole()

@@ -38,7 +38,7 @@ class Voice:
             pairs = zip(unit.homes, results, strict=True)
             parts = [weighing.predictions(lab, home, result["fingerprints"], split) for home, result in pairs]
             self.marks[split] = parts[0][1]
-            self.found[split] = dense.mean([p for p, _ in parts])
+            self.found[split] = dense.mean([p for p, _ in parts], lab.run.path)
         self.whole = {s: p for s, p in self.found.items() if isinstance(p, Positions)}  # of pixels: all of them
         self.found = {s: sampled(p) for s, p in self.found.items()}
         self.params: int = sum(r["params"] for r in results)
@@ -63,6 +63,7 @@ class Outcome:
             )
         self.task = lab.task
         self.made_with = self._options()
+        self.of_folds: list[fusion.Pooling] = []  # the rule, fitted without each fold of validation
         heat = heat and "probabilities" in lab.task.offers
         first = voices[0].found
         features = {s: teams.features(lab, [v.unit.homes[0] for v in voices], self.taps, s) for s in first}
@@ -106,7 +107,8 @@ class Outcome:
         trained_on = None if features else heldout.by_folds(lab, self.voices)
         if trained_on is None:
             self.pooling.fit(val, target, features)
-            return out_of_fold(self.make, val, target, features, seed=lab.split_seed, row=known.row), target
+            row, keep = known.row, self.of_folds.append
+            return out_of_fold(self.make, val, target, features, seed=lab.split_seed, row=row, fitted=keep), target
         self.pooling.fit(*trained_on)  # on training rows that none of the folds had seen: validation stays fresh
         return self.pooling.apply(val), target
 
@@ -128,7 +130,7 @@ def fuse(lab: Lab, units: list[Unit], rule: dict[str, Any], *, temperature: bool
     members = {unit.name: [home.run for home in unit.homes] for unit in units}
     more = weighing.tables(lab, voices, outcomes, best)
     if best.everywhere is not None:
-        best.found = best.everywhere.predictions()
+        best.found = best.everywhere.predictions(lab.run.path)
         for split, p in voices[0].whole.items():
             if len(p) > SAMPLE:
                 lab.watch.say(dense.told(split, p))

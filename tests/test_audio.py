@@ -176,6 +176,14 @@ def test_stereo_is_mixed_down_and_said(tmp_path: Path):
     assert np.abs(rows(d)[6, 0].numpy() / 32768 - left / 2).max() < 1e-4
 
 
+def test_one_very_long_clip_among_few_does_not_decide_how_long_rows_are(tmp_path: Path):
+    root = clips(tmp_path / "tones")
+    write(root / "train" / "low" / "low_1.wav", tone(300, 0, seconds=60))
+    d = build(root)
+    assert d.shape == (1, 2000)
+    assert any("1 longer ones are cut" in n for n in d.notes)
+
+
 def test_lengths(tmp_path: Path):
     root = clips(tmp_path / "tones", n=20)
     long = tone(300, 9, seconds=2.0)

@@ -113,6 +113,16 @@ def test_counts_give_balanced_weights(tmp_path: Path):
     assert torch.allclose(d.class_weights, counts.sum() / (3 * counts.float()))
 
 
+@pytest.mark.parametrize("lone", ["masks/1.png", "images/1.png"])
+def test_a_file_without_its_partner_is_refused_or_left_out(tmp_path: Path, lone: str):
+    (write(tmp_path, 4) / "train" / lone).unlink()
+    with pytest.raises(Refused, match=r"1\.png has no (mask|picture) .*data\.on_error=skip leaves such files out"):
+        build(tmp_path)
+    d = build(tmp_path, on_error="skip")
+    assert any("left out" in note and "1.png has no" in note for note in d.notes)
+    assert torch.equal(batch(d).target, batch(build(write(tmp_path, 4))).target[[0, 2, 3]])
+
+
 def test_hidden_labels_hide_whole_masks(tmp_path: Path):
     d = build(write(tmp_path, 8), unlabeled=0.5)
     known = (batch(d).target >= 0).flatten(1).any(1)

@@ -266,7 +266,7 @@ def choose(paths: list[str], rate: int | str, seconds: float | str, skip: bool =
     lengths = np.array([e.frames / e.rate for e in found])
     long = float(lengths.max())
     if seconds == "auto":
-        usual = float(np.percentile(lengths, _USUAL))
+        usual = float(np.percentile(lengths, _USUAL, method="lower"))  # of a clip, not between one and a far longer
         taken = min(long if long <= _MUCH * usual else usual, _MOST)
     else:
         taken = seconds

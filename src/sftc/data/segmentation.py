@@ -157,14 +157,15 @@ def segmentation_folder(
         classes_file, names: what the numbers in masks are called, from 0 on; neither: the numbers that are found.
     """
     home = locate(root).absolute()
-    pairs = {split: found for split in SPLITS if (found := _pairs(home, split))}
+    notes: list[str] = []
+    alone = notes if on_error == "skip" else None
+    pairs = {split: found for split in SPLITS if (found := _pairs(home, split, alone))}
     if "train" not in pairs:
         raise Refused(f"data.root={home}: the train split has no pictures with masks")
     if on_error == "fail":
         for split, some in pairs.items():
             _all_there(home, split, some)
     known = coding.read(home, ignore, palette, classes_file, names)
-    notes = []
     if known is None:
         known, why = coding.discovered(_masks(home, pairs["train"]), ignore, skip=on_error == "skip")
         notes.append(why)
@@ -186,8 +187,15 @@ def _masks(home: Path, pairs: Sequence[Pair]) -> list[str]:
     return [str(home / mask) for _, mask in pairs if mask is not None]
 
 
-def _pairs(home: Path, split: str) -> list[Pair]:
-    """The pairs of a split; none if it is not there. Raises Refused: a line or a file without its partner."""
+def _pairs(home: Path, split: str, notes: list[str] | None) -> list[Pair]:
+    """The pairs of a split; none if it is not there.
+
+    Args:
+        notes: take files without a partner, which are left out and named here; None: they are refused.
+
+    Raises:
+        Refused: a line or a file without its partner.
+    """
     for name in SPLITS[split]:
         if (file := home / f"{name}.txt").is_file():
             return _listed(file)
@@ -196,7 +204,7 @@ def _pairs(home: Path, split: str) -> list[Pair]:
     found = next((f for name in SPLITS[split] if (f := _folders(home, name))), None)
     if found is None and split == "train":
         found = _both(home)
-    return [] if found is None else _matched(home, *found)
+    return [] if found is None else _matched(home, *found, notes)
 
 
 def _folders(home: Path, name: str) -> tuple[Path, Path] | None:
@@ -230,17 +238,21 @@ def _listed(file: Path) -> list[Pair]:
     return pairs
 
 
-def _matched(home: Path, images: Path, masks: Path) -> list[Pair]:
+def _matched(home: Path, images: Path, masks: Path, notes: list[str] | None) -> list[Pair]:
     pictures, labels = _stems(images), _stems(masks)
     for one, other, what in ((pictures, labels, "mask"), (labels, pictures, "picture")):
         if alone := sorted(one.keys() - other.keys()):
             here, there = one[alone[0]], (masks if what == "mask" else images)
             more = f" ({len(alone)} such files)" if len(alone) > 1 else ""
-            raise Refused(
-                f"{shown(str(here))} has no {what} {shown(str(there / alone[0]))}.*{more}; list files "
-                "(train.txt) may name pictures without a mask"
-            )
-    return [(os.path.relpath(pictures[s], home), os.path.relpath(labels[s], home)) for s in sorted(pictures)]
+            said = f"{shown(str(here))} has no {what} {shown(str(there / alone[0]))}.*{more}"
+            if notes is None:
+                raise Refused(
+                    f"{said}; list files (train.txt) may name pictures without a mask, and data.on_error=skip leaves "
+                    "such files out"
+                )
+            notes.append(f"{said}: left out")
+    both = sorted(pictures.keys() & labels.keys())
+    return [(os.path.relpath(pictures[s], home), os.path.relpath(labels[s], home)) for s in both]
 
 
 def _stems(folder: Path) -> dict[str, Path]:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from sftc.data import random
-from sftc.data.augment import Augment, Draw
-from sftc.errors import Refused
+from sftc.data.augment import Augment, Draw, expect_within
 
 VERSION = 1  # raise it when the same parameters would give other samples
 FULL = 32768  # of int16: what floats call 1
@@ -56,10 +55,7 @@ class SoundAugment:
     ) -> None:
         self.shift, self.gain, self.noise, self.rate = shift, gain, noise, rate
         self.time_mask, self.freq_mask = time_mask, freq_mask
-        limits = {"shift": 600, "gain": 60, "noise": 10, "time_mask": 1, "freq_mask": 1}
-        for name, most in limits.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise Refused(f"data.augment.{name}={getattr(self, name)} must lie between 0 and {most}")
+        expect_within(self, shift=600, gain=60, noise=10, time_mask=1, freq_mask=1)
         self.reach = round(shift * rate)  # samples that must be held on both sides of what is heard
 
     @property

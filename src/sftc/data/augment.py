@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,13 @@ class Draw:
         )
 
 
+def expect_within(augment: Any, **most: float) -> None:
+    """Raises Refused: an option of it is below 0, or above its `most`."""
+    for name, limit in most.items():
+        if not 0 <= getattr(augment, name) <= limit:
+            raise Refused(f"data.augment.{name}={getattr(augment, name)} must lie between 0 and {limit}")
+
+
 class Augment:
     """What training images go through. Everything off by default.
 
@@ -91,18 +99,7 @@ class Augment:
         self.randaugment, self.magnitude = randaugment, magnitude
         self.autoaugment = choose("data.augment.autoaugment", autoaugment, ("none", *POLICIES))
         self.mixup, self.cutmix = mixup, cutmix
-        limits = (
-            (crop, 1 << 16),
-            (flip, 1),
-            (resized_crop, 1),
-            (randaugment, 16),
-            (magnitude, 30),
-            (erasing, 1),
-        )
-        names = ("crop", "flip", "resized_crop", "randaugment", "magnitude", "erasing")
-        for name, (value, most) in zip(names, limits, strict=True):
-            if not 0 <= value <= most:
-                raise Refused(f"data.augment.{name}={value} must lie between 0 and {most}")
+        expect_within(self, crop=1 << 16, flip=1, resized_crop=1, randaugment=16, magnitude=30, erasing=1)
         if resized_crop == 0 or min(mixup, cutmix) < 0:
             raise Refused("data.augment: resized_crop must be above 0 (1: off), mixup and cutmix at least 0 (0: off)")
         if randaugment and autoaugment != "none":

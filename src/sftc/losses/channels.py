@@ -23,8 +23,7 @@ class ChannelWise(Term):
     def __init__(self, weight: Weight = 1.0, *, temperature: float | Ramp = 4.0, team: Team | None = None) -> None:
         super().__init__(weight)
         self.temperature = heat(temperature)
-        team = team or Team()
-        self.team = Team(team.rule, "logit", team.weights, team.conflict)  # log-probabilities have lost their level
+        self.team = (team or Team()).on_logits()
 
     def forward(self, view: View) -> Tensor:
         """[N]"""

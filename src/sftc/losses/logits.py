@@ -153,8 +153,7 @@ class MeanSquared(Term):
 
     def __init__(self, weight: Weight = 1.0, *, team: Team | None = None) -> None:
         super().__init__(weight)
-        team = team or Team()
-        self.team = Team(team.rule, "logit", team.weights, team.conflict)
+        self.team = (team or Team()).on_logits()
 
     def forward(self, view: View) -> Tensor:
         teacher, factor = self.team(view, 1.0)

@@ -50,6 +50,10 @@ class Team:
         if self.weights is not None and not (min(self.weights, default=-1) >= 0 and sum(self.weights) > 0):
             raise Refused(f"weights={self.weights} must not be negative, and not all zero")
 
+    def on_logits(self) -> Team:
+        """The same, but it averages logits: log-probabilities have lost their level."""
+        return Team(self.rule, "logit", self.weights, self.conflict)
+
     def __call__(self, view: View, temperature: float) -> tuple[Tensor, Tensor | None]:
         """The teachers' logits [N, C, *positions], to be used at `temperature`, and what each row counts.
 

@@ -190,7 +190,7 @@ def roots(tmp_path_factory) -> Iterator[dict[str, Path]]:
     make(home / "image_folder", n=8)
     digits(home / "audio_folder")
     digits(home / "audio_csv")
-    masks.write(home / "segmentation_folder")
+    masks.write(home / "segmentation_folder", 16)  # enough for two steps, where half of them have no label
     write_table(home / "tabular" / "train.csv")
     write_csv(home / "text_csv")
     write_folder(home / "text_folder")

@@ -150,3 +150,18 @@ def test_rows_without_weight_count_nothing():
     meter = Segmentation(NAMES).meter()
     meter.update(torch.zeros(2, 3, 1, 2), target, weight)
     assert int(meter.table.sum()) == 2
+
+
+def test_the_loss_weighs_classes_and_smooths_and_the_nll_does_neither():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 5, 6, generator=draw)
+    target = torch.randint(-1, 3, (4, 5, 6), generator=draw)
+    weight = torch.tensor([1.0, 5.0, 0.2])
+    meter = Segmentation(NAMES, smoothing=0.1, class_weight=weight).meter()
+    for i in range(0, 4, 2):
+        meter.update(logits[i : i + 2], target[i : i + 2])
+    found = meter.compute()
+    each = F.cross_entropy(logits, target, reduction="none", ignore_index=-1, label_smoothing=0.1)
+    counts = torch.where(target >= 0, weight[target.clamp_min(0)], 0)
+    assert found["loss"] == pytest.approx(float((each * counts).sum() / counts.sum()), rel=1e-6)
+    assert found["nll"] == pytest.approx(float(F.cross_entropy(logits, target, ignore_index=-1)), rel=1e-6)

@@ -238,10 +238,11 @@ def test_stored_positions_that_do_not_fit_are_refused(root, pair, tmp_path):
     assert isinstance(said, Positions)
     path = run.path / "preds" / "val.safetensors"
     before = path.read_bytes()
-    wrong = {"counts": said.parts["counts"] + 1, "target": said.parts["target"] + 9, "scores": said.parts["scores"][1:]}
+    parts = {name: part[:] for name, part in said.parts.items()}
+    wrong = {"counts": parts["counts"] + 1, "target": parts["target"] + 9, "scores": parts["scores"][1:]}
     try:
         for name, tensor in wrong.items():
-            write_tensors(path, {**said.parts, name: tensor}, meta)
+            write_tensors(path, {**parts, name: tensor}, meta)
             with pytest.raises(Refused, match="do not fit together"):
                 run.predictions("val")
     finally:
@@ -257,3 +258,8 @@ def test_pictures_of_what_is_said_are_in_the_folder_and_on_the_card(root, pair, 
         image.load()
         assert image.width > 600
     assert "scenes.png" in (run.path / "README.md").read_text()
+    alone = pair[0].path  # was finished, but the process ended before it drew
+    assert not (alone / "scenes.png").exists()
+    build.train(config(*of(root, f"resume={alone}", "quiet=true")), alone, [], "sftc train")
+    assert (alone / "scenes.png").exists()
+    assert "scenes.png" in (alone / "README.md").read_text()

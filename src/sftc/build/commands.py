@@ -142,6 +142,8 @@ def _complete(run: Run) -> None:
     """What was still to be done when a process died between "finished" and its own end."""
     carded = (run.path / "README.md").exists()
     drawn = not run.fused or "cost.png" in run.pictures  # the last one
+    if lost_scenes := Facts.read(run).kind == "pixels" and "scenes.png" not in run.pictures and not pictures.lacking():
+        carded = False
     if run.checkpoints.folder.exists() or not carded or not drawn:
         with contextlib.ExitStack() as stack:
             run.lock()
@@ -149,6 +151,10 @@ def _complete(run: Run) -> None:
             run.checkpoints.drop()
             if not drawn:
                 pictures.draw(run)
+            if lost_scenes:
+                device = Device(**stored_config(run)["device"])
+                with device.active(), contextlib.suppress(Refused):  # its data may be gone by now
+                    scenes.draw(Bench(device).open(str(run.path)))
             if not (carded and drawn):
                 report.write_card(run)
 
@@ -193,7 +199,7 @@ def _evaluate(cfg: Config, run: Run) -> None:
         split = cfg["split"]
         if split not in data.splits:
             raise Refused(f"split={split} is not there (data {data.name} has {', '.join(data.splits)})")
-        _, metrics, classes = lab.measure(lab.restore(), split)
+        _, metrics, classes = lab.measure(lab.restore(), split, keep=False)
         known, remark = _stored_metrics(run, data, split) if not cfg.get("data") else (None, "")
     report.show(*report.skipped(data.skipped))
     if cfg.get("data") and not cfg.get("quiet"):

@@ -70,6 +70,9 @@ NLL = "nll model.log_softmax=true"
 OWN = {"mlp", "wide_mlp", "simple_cnn", "wide_cnn", "linear"}
 TABLES = {"breast_cancer", "diabetes", "iris", "wine", *CSV}
 FOR_TABLES = {"dcn", "fm", "ft_transformer", "tab_resnet"}
+# Models without a dense layer but their head.
+FLAT = {"linear", "cifar", "resnet18", "resnet50", "vgg16", "inception_v3", "efficientnet_b0", "mobilenetv3"}
+FLAT |= {"timm", "torchvision", "text_cnn", "bilstm", "bag_of_embeddings", "audio_cnn", "audio_bilstm"} | DENSE
 SOUNDS = {"audio_folder", "audio_csv"}
 FOR_SOUNDS = {"audio_cnn", "audio_bilstm"}
 
@@ -122,6 +125,10 @@ REFUSED = [
     ("loss", {"bce", *OF_VALUES}, "model", READERS | FOR_SOUNDS | DENSE, r"loss=\w+ does not fit"),  # of classes
     # The only block of a linear model is its head: nothing can be kept of it.
     ("model", {"linear"}, "finetune", {"first_n"}, r"finetune\.n=1"),
+    # Adapters stand beside dense layers below the head.
+    ("model", FLAT, "finetune", {"lora"}, "no dense layer but its head|reads (texts|sounds)|at every pixel"),
+    ("data", PIXELS, "finetune", {"lora"}, "no dense layer but its head|use model=unet"),
+    ("model", {"fm"}, "finetune", {"lora"}, r"finetune\.r=8 is more than any|reads rows of numbers"),
 ]
 
 
@@ -214,6 +221,8 @@ def smoke(row: Row, roots: dict[str, Path], out: Path) -> Run:
     if row.get("model") == "hf":
         places = ["model", "strategy.teacher"] if row.get("strategy") == "kd" else ["model"]
         overrides += [o for place in places for o in (f"{place}.path={bert()}", f"{place}.max_length=64")]
+    if row.get("finetune") == "lora" and row.get("strategy") == "kd":  # who teaches it usually may have no dense layers
+        overrides.append(f"model@strategy.teacher={row['model'].split()[0]}")
     cfg = compose.check_all("train", overrides, DIRS, sweep=False).values
     build.check(cfg)
     build.train(cfg, out, overrides, "sftc train")

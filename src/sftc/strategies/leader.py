@@ -62,8 +62,8 @@ class Leader:
             raise Refused("strategy.joint=true: followers read the leader as it is, not its average; leave ema at null")
         if (way := lab.run.config["finetune"]["name"]) != "full":
             raise Refused(
-                f"finetune={way}: which blocks of a leader move, strategy.keep and strategy.keep_lr say; leave finetune "
-                "at full"
+                f"finetune={way}: which blocks of a leader move, strategy.keep and strategy.keep_lr say; "
+                "leave finetune at full"
             )
         models: dict[str, dict[str, Any]] = {}  # of each leader, or of its first candidate
         for name, entry in self.leaders.items():

@@ -67,7 +67,10 @@ def made(
         groups["epochs"] = epochs
     if lr is not None:
         groups["optim"] = {**config["optim"], "lr": lr}
-    home = lab.share("teacher", reuse=reuse, **groups)
+    try:
+        home = lab.share("teacher", reuse=reuse, **groups)
+    except Refused as e:  # its model may not be what the student's is
+        raise Refused(f"teacher {node['name']}: {e}") from None
     try:
         if home.run.finished:
             lab.watch.say(f"teacher {node['name']}: {home.run.path} is there already")

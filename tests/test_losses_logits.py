@@ -13,9 +13,9 @@ from sftc.device import Device
 from sftc.errors import Refused
 from sftc.losses import ChannelWise, Correlation, Decoupled, MeanSquared, Ramp, Soft, Team, Truth
 from sftc.objective import Learner, Objective
-from sftc.tasks import Classification
+from sftc.tasks import Classification, Regression
 from sftc.types import Batch, Out, Partner
-from views import classes, draw, labels, pixels, values, view
+from views import NAMES, classes, draw, labels, pixels, values, view
 
 N, C, T = 5, 4, 3.0
 TARGET = torch.tensor([0, 3, 1, 1, 2])
@@ -86,6 +86,45 @@ def test_soft_of_labels_is_the_mean_over_labels_of_two_way_divergences(form):
 def test_soft_of_values_is_the_squared_error(form):
     s, t = pair()
     assert torch.allclose(Soft(form=form)(view(s, t, task=values(C))), ((s - t) ** 2).mean(1))
+
+
+def quantiles(level: list[float], n: int = 1) -> Regression:
+    return Regression([f"{v} q{q:g}" for v in NAMES[:n] for q in level], loss="quantile", quantiles=level)
+
+
+def test_soft_of_quantiles_is_the_pinball_loss_expected_of_the_teachers():
+    """Levels 0.1, 0.5 and 0.9 stand for 0.3, 0.4 and 0.3 of the truth."""
+    level, mass = [0.1, 0.5, 0.9], [0.3, 0.4, 0.3]
+    s, t = draw(N, 6, seed=1), draw(N, 6, seed=2)
+    got = Soft(form="quantile")(view(s, t, task=quantiles(level, 2)))
+    for n in range(N):
+        total = 0.0
+        for v, i, j in np.ndindex(2, 3, 3):
+            short = t[n, 3 * v + j].item() - s[n, 3 * v + i].item()
+            total += mass[j] * (level[i] * short if short > 0 else (level[i] - 1) * short)
+        assert got[n].item() == pytest.approx(total / 6)
+    # One by hand: a median of 2 where the teacher says 1, 2 and 5: 0.3 * 0.5 + 0.3 * 1.5; its neighbours are at rest.
+    still = torch.tensor([[1.0, 2, 5]])
+    one = Soft(form="quantile")(view(still, still, task=quantiles(level)))
+    # Level 0.1 at 1: 0.1 * (0.4 + 1.2); level 0.9 at 5: 0.1 * (1.2 + 1.2).
+    assert one.item() == pytest.approx((0.6 + 0.16 + 0.24) / 3)
+
+
+@pytest.mark.parametrize("level", [[0.5], [0.1, 0.5, 0.9], [0.05, 0.1, 0.2, 0.95]])
+def test_quantiles_rest_at_the_teachers(level):
+    t = torch.arange(1.0, len(level) + 1)[None].double() ** 2
+    task = quantiles(level)
+    best = Soft(form="quantile")(view(t, t, task=task))
+    for i in range(len(level)):
+        for move in (-0.1, 0.1):
+            s = t.clone()
+            s[0, i] += move
+            assert Soft(form="quantile")(view(s, t, task=task)) > best
+
+
+def test_quantiles_are_compared_where_there_are_some():
+    with pytest.raises(Refused, match="term soft needs quantiles"):
+        Learner(torch.nn.Linear(2, 3), values(), terms={"soft": Soft(form="quantile")})
 
 
 def test_js_is_bounded_and_everything_is_zero_where_both_agree():

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from sftc.device import Device
-from sftc.losses import TERMS, Team
+from sftc.losses import TERMS, Agreeing, Consistent, Pseudo, Soft, Team
 from sftc.objective import Learner, Live, Objective, Peer
+from sftc.tasks import Regression
 from sftc.types import Batch
-from views import classes, labels, pixels, values
+from views import NAMES, classes, labels, pixels, values
 
 N = 12
 TAPS = {"student": ["1"], "teacher": ["1"]}
 OF_ROWS = [name for name, term in TERMS.items() if "pixels" not in term.needs]
 ROWWISE = [name for name in OF_ROWS if not TERMS[name].couples_rows]
 TASKS = {"pixels": pixels, "classes": classes, "labels": labels, "values": values}
+OF_VALUES = {
+    "mae": lambda: Regression(NAMES[:3], loss="mae"),
+    "huber": lambda: Regression(NAMES[:3], loss="huber", delta=0.3),
+    "quantiles": lambda: Regression(NAMES[:3], loss="quantile", quantiles=[0.1, 0.5, 0.9]),
+}
+SEMI = {
+    "pseudo": partial(Pseudo, threshold=0.0),
+    "fixmatch": partial(Agreeing, threshold=0.0),
+    "mean_teacher": Consistent,
+}
+MADE = {**TERMS, **SEMI, "quantile": partial(Soft, form="quantile")}
 
 
 def make(name: str, **more):
-    wants = inspect.signature(TERMS[name]).parameters
-    return TERMS[name](**(TAPS if "student" in wants else {}), **{k: v for k, v in more.items() if k in wants})
+    wants = inspect.signature(MADE[name]).parameters
+    return MADE[name](**(TAPS if "student" in wants else {}), **{k: v for k, v in more.items() if k in wants})
 
 
 def net(seed: int, width: int = 6, kind: str = "classes") -> nn.Module:
@@ -45,15 +58,17 @@ def batch(kind: str = "classes", weight: torch.Tensor | None = None) -> Batch:
     elif kind != "classes":
         target = (torch.rand(N, 3, generator=g) > 0.5).float()
         target[::3] = float("nan")
-    return Batch(torch.randn(N, 16, generator=g), target, torch.arange(N), weight=weight)
+    inputs = torch.randn(N, 16, generator=g)
+    return Batch(inputs, target, torch.arange(N), weight=weight, extra={"second": inputs.flip(1)})
 
 
 def objective(name: str, kind: str = "classes", device: Device | None = None, teachers: int = 1, **more) -> Objective:
     device = device or Device("cpu", threads=1)
     live = [Live(net(10 + i, 5 + i, kind), device, ["1"]) for i in range(teachers)]
-    return Objective(
-        [Learner(net(0, kind=kind), TASKS[kind](), terms={name: make(name, **more)}, teachers=live)], device
-    )
+    task = (TASKS | OF_VALUES)[kind]()
+    made = Objective([Learner(net(0, kind=kind), task, terms={name: make(name, **more)}, teachers=live)], device)
+    made.averages = {"student": net(20, kind=kind)}
+    return made
 
 
 def step(made: Objective, whole: Batch, pieces: int = 1) -> tuple[float, list[torch.Tensor]]:
@@ -72,7 +87,17 @@ def fitting() -> list[tuple[str, str]]:
     return [(t, k) for t in TERMS for k in TASKS if not TERMS[t].needs - {"target"} - TASKS[k]().offers]
 
 
-@pytest.mark.parametrize(("name", "kind"), fitting())
+def learned() -> list[tuple[str, str]]:
+    """Those, the losses of values, and what is made of rows without a label."""
+    losses = [(t, k) for t in TERMS for k in OF_VALUES if TERMS[t].needs == {"target"}]
+    semi = [("pseudo", "pixels"), *((t, "classes") for t in SEMI), ("mean_teacher", "values")]
+    return [*fitting(), *losses, ("quantile", "quantiles"), *semi]
+
+
+NOT_OF_CLASSES = [(n, k) for n, k in learned() if k in OF_VALUES or (n in SEMI and k != "pixels")]
+
+
+@pytest.mark.parametrize(("name", "kind"), learned())
 @pytest.mark.parametrize("teachers", [1, 3])
 def test_every_term_trains_the_student_of_every_task_it_fits(name, kind, teachers):
     loss, grads = step(objective(name, kind, teachers=teachers), batch(kind))
@@ -107,6 +132,15 @@ def test_no_gradient_ever_reaches_a_peer(name):
     assert all(p.grad is None or not p.grad.any() for p in models[1].parameters())
 
 
+@pytest.mark.parametrize(("name", "kind"), NOT_OF_CLASSES)
+def test_micro_batches_change_nothing_to_values_and_rows_without_a_label(name, kind):
+    whole = batch(kind, weight=torch.tensor([1.0, 0, 2, 1, 1, 1, 0.5, 1, 1, 1, 0, 3]))
+    loss, expected = step(objective(name, kind), whole)
+    again, got = step(objective(name, kind), whole, pieces=4)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", ROWWISE)
 @pytest.mark.parametrize("team", [None, Team("agree", conflict="skip")])
 def test_micro_batches_change_nothing_where_rows_stand_alone(name, team):
@@ -118,14 +152,16 @@ def test_micro_batches_change_nothing_where_rows_stand_alone(name, team):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OF_ROWS)
-def test_padding_changes_nothing(name):
+@pytest.mark.parametrize(("name", "kind"), [*((n, "classes") for n in OF_ROWS), *NOT_OF_CLASSES])
+def test_padding_changes_nothing(name, kind):
     """Rows of weight 0 that hold anything at all, against a batch without them."""
-    real = batch()
+    real = batch(kind)
     mark = torch.cat([torch.ones(N), torch.zeros(3)])
     inputs = torch.cat([real.inputs, torch.full((3, 16), float("inf"))])
-    padded = Batch(inputs, torch.cat([real.target, torch.zeros(3).long()]), torch.arange(N + 3), weight=mark)
-    made = objective(name)
+    target = torch.cat([real.target, torch.zeros_like(real.target[:3])])
+    extra = {"second": torch.cat([real.extra["second"], inputs[-3:]])}
+    padded = Batch(inputs, target, torch.arange(N + 3), weight=mark, extra=extra)
+    made = objective(name, kind)
     made.prepare([real])
     loss = made([real], made.totals([real])).loss
     assert made([padded], made.totals([padded])).loss.item() == pytest.approx(loss.item(), rel=1e-5)

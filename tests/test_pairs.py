@@ -78,12 +78,16 @@ FOR_SOUNDS = {"audio_cnn", "audio_bilstm"}
 
 # Every reason why two options may exclude each other: (group, options), (group, options), what the one line says.
 FIXMATCH = {s for s in OPTIONS["semi"] if s.startswith("fixmatch")}
+OF_CLASSES = FIXMATCH | {s for s in OPTIONS["semi"] if s.startswith("pseudo")}
 TWO_VIEWS = FIXMATCH | {s for s in OPTIONS["semi"] if s.startswith("mean_teacher")}
 OF_VALUES = {"mse", "huber", "mae", "quantile"}
 REFUSED = [
     # What a student makes of rows without a label is about classes.
-    ("semi", set(OPTIONS["semi"]) - {"none"}, "data", VALUES | LABELS | TAGS, r"semi=\w+ is for classes"),
-    ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce", *OF_VALUES}, r"loss=\w+ does not fit"),
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "data", LABELS | TAGS, r"semi=\w+ is for classes"),
+    ("semi", set(OPTIONS["semi"]) - {"none"}, "loss", {"bce"}, r"loss=\w+ does not fit"),
+    # Of values only the agreement with an average.
+    ("semi", OF_CLASSES, "data", VALUES, "is for classes.*use semi=mean_teacher"),
+    ("semi", OF_CLASSES, "loss", OF_VALUES, r"loss=\w+ does not fit"),
     ("semi", FIXMATCH, "data", TABLES | SOUNDS | TEXTS - TAGS, "augments pictures"),
     ("semi", FIXMATCH, "model", READERS | FOR_TABLES | FOR_SOUNDS, "reads (texts|rows of numbers|sounds).* simple_cnn"),
     # A loss is made for one kind of target.

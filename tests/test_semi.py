@@ -19,7 +19,7 @@ from sftc.losses import Agreeing, Climb, Consistent, Pseudo
 from sftc.objective import Learner, Objective
 from sftc.stop import Stopper
 from sftc.store import Run
-from sftc.tasks import Classification
+from sftc.tasks import Classification, Regression
 from sftc.types import Batch, Out, View
 
 CPU = torch.device("cpu")
@@ -60,6 +60,12 @@ def test_fixmatch_teaches_the_second_view_what_the_first_is_sure_of():
 def test_consistency_is_the_squared_distance_of_probabilities():
     values = Consistent()(view(average=Out(OTHER)))
     assert torch.allclose(values, ((SURE.softmax(1) - OTHER.softmax(1)) ** 2).sum(1))
+
+
+def test_consistency_of_values_is_their_squared_distance_in_standard_units():
+    task = Regression(["a", "b", "c"], mean=torch.full((3,), 50.0), std=torch.full((3,), 10.0))
+    seen = View(Batch(torch.zeros(4, 2), TARGET, torch.arange(4)), Out(SURE), (), task, 0.5, average=Out(OTHER))
+    assert torch.allclose(Consistent()(seen), ((SURE - OTHER) ** 2).sum(1) / 3)
 
 
 def test_a_weight_climbs_as_in_the_paper():
@@ -131,6 +137,10 @@ def test_the_second_view_is_another_picture_of_the_row_and_changes_nothing_else(
 
 
 def test_labelled_rows_are_repeated_up_to_their_share():
+    values = data.build({"name": "diabetes", "unlabeled": 0.9})
+    goal = values.splits["train"].target
+    drawn = semi.rows({"name": "mean_teacher", "labelled_share": 0.25}, values, None)
+    assert float((~goal[drawn, 0].isnan()).double().mean()) == pytest.approx(0.25, abs=0.002)
     known = data.build({"name": "digits", "unlabeled": 0.9})
     node = {"name": "pseudo", "labelled_share": 0.25}
     train = known.splits["train"]
@@ -150,7 +160,8 @@ def test_labelled_rows_are_repeated_up_to_their_share():
     ("overrides", "said"),
     [
         (("data.unlabeled=null", "semi=pseudo"), "set data.unlabeled"),
-        (("data=diabetes", "semi=pseudo"), "semi=pseudo is for classes"),
+        (("data=diabetes", "semi=pseudo"), "semi=pseudo is for classes.*use semi=mean_teacher"),
+        (("data=diabetes", "data.unlabeled=null", "semi=mean_teacher"), "set data.unlabeled"),
         (("data.augment.mixup=0.4", "semi=fixmatch"), "unmixed pictures"),
         (("semi.labelled_share=1.0", "semi=fixmatch"), "labelled_share"),
         (("semi=fixmach",), "fixmatch"),

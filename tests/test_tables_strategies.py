@@ -84,6 +84,8 @@ def test_a_teacher_of_other_columns_answers_as_itself(teacher, table, tmp_path):
         ("strategy=kd", "strategy.peers=2", "strategy.teacher_epochs=1"),
         ("strategy=kd", "strategy.teachers=[{teacher}]", "data.unlabeled=0.5"),
         ("strategy=kd", "model@strategy.teacher=tab_resnet", "loss=quantile"),
+        ("strategy=kd", "model@strategy.teacher=wide_mlp", "loss=quantile", "strategy.terms.soft.form=quantile"),
+        ("data.unlabeled=0.5", "semi=mean_teacher"),
         ("strategy=ensemble", "strategy.n=2", "strategy.members=boosting", "fuse@strategy.fuse=weighted_median"),
         ("strategy=ensemble", "strategy.n=3", "strategy.members=bagging"),
         ("strategy=ensemble", "strategy.n=3", "strategy.members=folds", "fuse@strategy.fuse=stacking"),
@@ -97,6 +99,14 @@ def test_strategies_learn_values_of_a_table(more, teacher, table, tmp_path):
     run = trained(tmp_path / "run", table, *NUMBER, *(m.format(teacher=teacher.path) for m in more))
     assert run.finished
     assert run.result["test"]["r2"] > 0
+
+
+def test_quantiles_are_taught_by_quantiles(teacher, table, tmp_path):
+    more = ("strategy=kd", "strategy.alpha=0.5", f"strategy.teachers=[{teacher.path}]")
+    with pytest.raises(Refused, match=r"form=quantile compares quantiles.*loss=quantile"):
+        trained(tmp_path / "run", table, *NUMBER, *more, "strategy.terms.soft.form=quantile")
+    with pytest.raises(Refused, match=r"does not know value q0\.1.* the student's data.target and loss"):
+        trained(tmp_path / "other", table, *QUANTILES, *more)
 
 
 def test_followers_on_the_embedding_of_a_table_leader(teacher, table, tmp_path):

@@ -41,8 +41,7 @@ def rows(node: Node, data: Data, chosen: Tensor | None) -> Tensor | None:
     if node["name"] == "none" or node["labelled_share"] is None:
         return chosen
     train = data.splits["train"]
-    known = train.target >= 0
-    known = known if known.ndim == 1 else known.flatten(1).any(1)
+    known = _known(train.target)
     some = train.rows if chosen is None else chosen
     labelled, others = some[known[some]], some[~known[some]]
     wanted = math.ceil(node["labelled_share"] / (1 - node["labelled_share"]) * len(others))
@@ -57,8 +56,9 @@ def check(node: Node, data: Data) -> None:
     name = node["name"]
     if name == "none":
         return
-    if data.kind not in ("classes", "pixels"):
-        raise Refused(f"semi={name} is for classes; the data holds {data.kind}: use semi=none, or strategy=kd")
+    if data.kind not in ("classes", "pixels") and (data.kind, name) != ("values", "mean_teacher"):
+        other = "semi=mean_teacher" if data.kind == "values" else "semi=none"
+        raise Refused(f"semi={name} is for classes; the data holds {data.kind}: use {other}, or strategy=kd")
     if data.augment.mixes:
         raise Refused(f"semi={name} needs unmixed pictures: set data.augment.mixup=0 and cutmix=0, or semi=none")
     if name == "fixmatch" and data.form.kind != "picture":
@@ -66,6 +66,11 @@ def check(node: Node, data: Data) -> None:
     if name != "pseudo" and data.kind == "pixels":
         raise Refused(f"semi={name} compares two views of a row, whose pixels lie elsewhere in each; use semi=pseudo")
     train = data.splits["train"]
-    known = train.target[train.rows] >= 0
-    if bool(known.all()):
+    if bool(_known(train.target[train.rows]).all()):
         raise Refused(f"semi={name} learns from rows without a label, and all have one; set data.unlabeled=0.9")
+
+
+def _known(target: Tensor) -> Tensor:
+    """[n] bool: rows with a label, at whatever position."""
+    known = ~target.isnan() if target.is_floating_point() else target >= 0
+    return known if known.ndim == 1 else known.flatten(1).any(1)

@@ -6,6 +6,7 @@ Values are averaged over rows by the objective, and within a row as the paper do
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from sftc.losses.team import Team
 from sftc.losses.truth import by_label
 from sftc.types import Task, Term, View
 
-FORMS = ("forward", "reverse", "js")
+FORMS = ("forward", "reverse", "js", "quantile")
 
 
 class Soft(Term):
@@ -26,6 +27,7 @@ class Soft(Term):
 
     Args:
         form: forward KL(teacher || student), reverse KL(student || teacher), or js (Jensen-Shannon, at most T^2 log 2).
+            quantile: of quantiles of values, the pinball loss that the student expects of the teachers' quantiles.
         temperature: above 0, or a Ramp.
         standardize: z-score the logits of each row before dividing by T (Sun et al. 2024), so that the student need not
             match their size. The teachers' after pooling. Classes only.
@@ -51,11 +53,16 @@ class Soft(Term):
         self.team = team or Team()
         if standardize:
             self.needs = frozenset({"classes"})
+        if self.form == "quantile":
+            self.needs |= {"quantiles"}
 
     def forward(self, view: View) -> Tensor:
         t, task = self.temperature(view.progress), view.task
         student = exact(view.student.logits)
         teacher, factor = self.team(view, t)
+        if self.form == "quantile":
+            values: Any = task
+            return _count(values.pinball(student, teacher), factor)
         if self.standardize:
             student, teacher = _standard(student), _standard(teacher)
         if self.form == "forward" or "probabilities" not in task.offers:

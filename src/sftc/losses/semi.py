@@ -57,14 +57,16 @@ class Agreeing(Term):
 class Consistent(Term):
     """Mean teacher: squared distance of the student's probabilities to those of its average (Tarvainen & Valpola 2017).
 
-    Summed over classes; on every row, labelled or not. The average sees the second view of a row, if there is one.
+    Summed over classes; of values the mean over outputs, in standard units. On every row, labelled or not. The average
+    sees the second view of a row, if there is one.
     """
 
-    needs = frozenset({"classes"})
     reads_average = True
 
     def forward(self, view: View) -> Tensor:
         assert view.average is not None
+        if "values" in view.task.offers:
+            return (view.student.logits - view.average.logits).square().mean(1)
         return (view.student.logits.softmax(1) - view.average.logits.softmax(1)).square().sum(1)
 
 

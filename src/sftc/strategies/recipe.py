@@ -38,7 +38,14 @@ class Recipe:
             self._term(name, 1.0, None)  # refuses taps that are not given or not in pairs
 
     def check(self, lab: Lab, *, students: bool) -> None:
-        """Raises Refused: the student lacks a tap; with `students`, who teach each other, a teacher's tap too."""
+        """Raises Refused: the student has no quantiles to compare, or lacks a tap; with `students`, who teach each
+        other, a teacher's tap too.
+        """
+        soft = self.node["terms"]["soft"]
+        if soft["form"] == "quantile" and self._weight("soft") != 0 and "quantiles" not in lab.task.offers:
+            raise Refused(
+                "strategy.terms.soft.form=quantile compares quantiles, which the student has with loss=quantile"
+            )
         terms = [self.node["terms"][name] for name in self.on_features()]
         taps = [path for term in terms for path in (*term["student"], *(term["teacher"] if students else ()))]
         if taps:

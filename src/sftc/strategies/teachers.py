@@ -122,7 +122,9 @@ def admit(lab: Lab, name: str, path: str, taps: Sequence[str], *, map_classes: b
     if lab.run.reference(name) is None:  # else it was admitted before, and has not changed since
         lab.run.refer(name, home.run.path)
     alike = home.facts.kind == lab.facts.kind  # else lab.teacher says what is wrong
-    columns = _columns(path, home.facts.class_names, lab.facts.class_names, map_classes) if alike else None
+    columns = (
+        _columns(path, home.facts.class_names, lab.facts.class_names, map_classes, home.facts.kind) if alike else None
+    )
     live = lab.teacher(home, taps, columns)
     if not home.run.fused and hash_tensors(live.own.state_dict()) != home.run.result["fingerprints"]["model"]:
         raise Refused(f"teacher {path}: model.safetensors is not what its result.json is about; train it again")
@@ -136,7 +138,7 @@ def admit(lab: Lab, name: str, path: str, taps: Sequence[str], *, map_classes: b
     return Taught(home, live, val, metrics, [*remarks, *([weak] if weak else [])])
 
 
-def _columns(path: str, theirs: list[str], mine: list[str], map_classes: bool) -> Tensor | None:
+def _columns(path: str, theirs: list[str], mine: list[str], map_classes: bool, kind: str) -> Tensor | None:
     """Which outputs of a teacher are the student's classes: None if all are, in order."""
     if theirs == mine:
         return None
@@ -146,9 +148,11 @@ def _columns(path: str, theirs: list[str], mine: list[str], map_classes: bool) -
         why = f"has {len(theirs)} classes, the student's {len(mine)} among them"
     else:
         lacking = [c for c in mine if c not in theirs]
+        what = "values" if kind == "values" else "classes"
+        way = "train one with the student's data.target and loss" if kind == "values" else "data.classes"
         raise Refused(
-            f"teacher {path} has {len(theirs)} classes and the data {len(mine)}; it does not know "
-            f"{', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}: choose another, or data.classes"
+            f"teacher {path} has {len(theirs)} {what} and the data {len(mine)}; it does not know "
+            f"{', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}: choose another, or {way}"
         )
     if not map_classes:
         raise Refused(f"teacher {path} {why}; strategy.map_classes=true puts them in order")

@@ -52,6 +52,8 @@ class Regression:
         if self.quantiles and self.out_dim % len(self.quantiles):
             raise Refused(f"{self.out_dim} outputs are not {len(self.quantiles)} quantiles of each value")
         self.level = torch.tensor(self.quantiles * (self.out_dim // max(1, len(self.quantiles))))
+        if self.quantiles:
+            self.offers = self.offers | {"quantiles"}
         if monitor == "auto" and self.quantiles:
             monitor = "loss"  # r2 and the others look at the middle quantile alone
         self.monitor, self.maximize = monitor_of(type(self), monitor)
@@ -87,6 +89,18 @@ class Regression:
 
     def distance(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         return ((logits - teacher) ** 2).mean(1)
+
+    def pinball(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Pinball loss [N] that the student's quantiles expect where the truth is drawn from the teacher's (Dabney et
+        al. 2018, QR-DQN, whose levels lie evenly). Each of those stands for the shares of the truth that are nearer to
+        its level than to another; so the loss is least where both say the same, as long as the teacher's rise.
+        """
+        level = self.level[: len(self.quantiles)].to(logits)
+        edges = torch.cat([level.new_zeros(1), (level[1:] + level[:-1]) / 2, level.new_ones(1)])
+        theirs, ours = (x.unflatten(1, (-1, len(level))) for x in (teacher, logits))
+        short = theirs.unsqueeze(2) - ours.unsqueeze(3)  # [N, values, level of the student, level of the teacher]
+        value = torch.maximum(level[:, None] * short, (level[:, None] - 1) * short)
+        return (value * edges.diff()).sum(3).mean((1, 2))
 
     def labelled(self, target: Tensor) -> Tensor:
         return (~target.isnan()).any(1)

@@ -28,6 +28,7 @@ class Table(Protocol):
     says `lengths` [n], and pads what it reads to the longest row asked for; `host` then keeps batches on the CPU,
     wherever the model is. Where a row has an answer at each of several positions, and not all rows as many, `extent`
     [n] says how many: the others weigh nothing. `cut(rows)` takes off what is read only for augmentation to move.
+    `apart` (data.apart) says which rows are held out together.
     """
 
     # [n] or [n, *positions] long classes (-1: unlabelled), or [n, L] 0/1 labels, [n, K] values (NaN: unlabelled)

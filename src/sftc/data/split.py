@@ -53,13 +53,22 @@ def strata(target: Tensor, rows: Tensor) -> Tensor:
     return target[rows] if target.dim() == 1 else torch.zeros_like(rows)
 
 
-def carve(rows: Tensor, target: Tensor, share: float, seed: int, stream: int, *, what: str) -> tuple[Tensor, Tensor]:
-    """What is left of `rows`, and the `share` taken out of every class."""
-    taken = spread(rows, strata(target, rows), round(share * len(rows)), seed, stream)
+def carve(rows: Tensor, table: Table, share: float, seed: int, stream: int, *, what: str) -> tuple[Tensor, Tensor, str]:
+    """What is left of `rows`, the `share` taken out of every class, and a note. The `apart` that a table may have takes
+    out the last rows, or whole groups.
+    """
+    apart = getattr(table, "apart", None)
+    if apart is None:
+        taken = spread(rows, strata(table.target, rows), round(share * len(rows)), seed, stream)
+        whose = "source's training" if what == "test" else "training"
+        note = f"{what}: {share:g} of the {whose} rows, by split_seed={seed}"
+    else:
+        taken = apart.taken(rows, share, seed, stream)
+        note = apart.said(what, taken)
     rest = rows[~torch.isin(rows, taken)]
     if len(taken) == 0 or len(rest) == 0:
         raise Refused(f"data.{what}_share={share} of {len(rows)} rows leaves a split with no rows; change the share")
-    return rest, taken
+    return rest, taken, note
 
 
 def limited(rows: Tensor, target: Tensor, limit: float | None, seed: int) -> Tensor:
@@ -164,15 +173,15 @@ def splits(
     if len(train.target) == 0:
         raise Refused("the train split has no rows")
     if "test" not in raw.tables and test_share:
-        rows["train"], rows["test"] = carve(
-            rows["train"], train.target, test_share, split_seed, random.SPLIT_TEST, what="test"
+        rows["train"], rows["test"], note = carve(
+            rows["train"], train, test_share, split_seed, random.SPLIT_TEST, what="test"
         )
-        raw.notes.append(f"test: {test_share:g} of the source's training rows, by split_seed={split_seed}")
+        raw.notes.append(note)
     if "val" not in raw.tables:
-        rows["train"], rows["val"] = carve(
-            rows["train"], train.target, val_share, split_seed, random.SPLIT_VAL, what="val"
+        rows["train"], rows["val"], note = carve(
+            rows["train"], train, val_share, split_seed, random.SPLIT_VAL, what="val"
         )
-        raw.notes.append(f"val: {val_share:g} of the training rows, by split_seed={split_seed}")
+        raw.notes.append(note)
     if (fit := getattr(train, "fit", None)) is not None:  # before classes and limit: it is the same for all of them
         fit(rows["train"])
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from sftc.columns import CODED, KINDS, LARGEST, Column, told
 from sftc.columns import read as read_columns
+from sftc.data.apart import Apart, groups_of, order_of
 from sftc.data.cells import Cells, ordered
 from sftc.data.frames import SEPARATORS, frame, is_table
+from sftc.data.goal import Goal, some
 from sftc.data.leaks import leaks
 from sftc.data.rows import ArrayTable
 from sftc.data.split import Raw
 from sftc.errors import Refused, choose, nearest
 
 TARGETS = ("target", "label", "class", "y")  # what is predicted where nobody says
-FEW = 20  # whole numbers of at most so many values are classes
-HOLD = 0.5  # bytes of free memory a table may take: its share
 SPLITS = ("train", "val", "test")
 
 
@@ -55,6 +55,8 @@ def check(own: Mapping[str, Any]) -> None:
     """What can be refused without a file. Raises Refused: a kind that is none."""
     choose("data.kind", own.get("kind", "auto"), ("auto", "classes", "labels", "values"))
     choose("data.separator", own.get("separator", "auto"), ("auto", *SEPARATORS))
+    if own.get("order_by") is not None and own.get("groups") is not None:
+        raise Refused("data.order_by and data.groups are two ways to hold rows out: choose one")
     for name, kind in (own.get("columns") or {}).items():
         choose(f"data.columns.{name}", str(kind), (*KINDS, "drop"))
 
@@ -69,6 +71,8 @@ def tabular(
     separator: str = "auto",
     categories: int = 1000,
     buckets: int = 1024,
+    order_by: str | None = None,
+    groups: str | None = None,
     like: Any = None,
 ) -> Raw:
     """A table of mixed columns; see conf/data/tabular.yaml for the keys.
@@ -79,7 +83,11 @@ def tabular(
     Raises:
         Refused: a column that is not there, that mixes numbers and words, or targets that are none.
     """
+    apart = None if order_by is None else (order_by, order_of)
+    apart = apart if groups is None else (groups, groups_of)
     files, columns = locate(root), dict(columns)
+    if order_by is not None and {"val", "test"} <= files.keys():
+        raise Refused(f"data.order_by holds the last rows out, and {root} has val and test of its own: leave it out")
     read = {"train": frame(files["train"], separator)}
     names = list(read["train"].columns)
     listed = [target] if isinstance(target, str) else list(target or [])
@@ -89,12 +97,20 @@ def tabular(
     if not listed:
         listed = [next((n for n in names if n.lower() in TARGETS), names[-1])]
         notes.append(f"target: column {listed[0]} (data.target says another)")
-    for key, wanted in (("target", listed), ("drop", drop or []), ("columns", columns)):
+    told_apart = {"order_by": [order_by] if order_by else [], "groups": [groups] if groups else []}
+    for key, wanted in {"target": listed, "drop": drop or [], "columns": columns, **told_apart}.items():
         for name in wanted:
-            if name not in names and not (like is not None and key != "target"):
-                raise Refused(f"data.{key}: no column {name}{nearest(name, names)} (columns: {_some(names)})")
+            if name not in names and not (like is not None and key not in ("target", "order_by", "groups")):
+                raise Refused(f"data.{key}: no column {name}{nearest(name, names)} (columns: {some(names)})")
+    if apart is not None and apart[0] in listed:
+        raise Refused(
+            f"data.{'groups' if groups else 'order_by'}={apart[0]} is the target, which splits must not go by"
+        )
     goal = Goal.found({n: Cells(n, read["train"][n]) for n in listed}, kind, like, notes)
-    plan = Plan([n for n in names if n not in (*listed, *(drop or []))], columns, categories, buckets, notes, like)
+    # Who a row is about says nothing of whom the model has never met.
+    plan = Plan(
+        [n for n in names if n not in (*listed, *(drop or []), groups)], columns, categories, buckets, notes, like
+    )
 
     def load(split: str) -> Table:
         table = read.pop(split, None)
@@ -102,90 +118,14 @@ def tabular(
         if lacking := [n for n in listed if n not in table.columns]:
             raise Refused(f"{files[split]} has no column {lacking[0]}, which is the target")
         cells = {str(n): Cells(str(n), table[n]) for n in table.columns}
-        return Table(cells, goal, plan, files[split])
+        table = Table(cells, goal, plan, files[split])
+        table.apart = apart[1](cells[apart[0]]) if apart is not None and split == "train" else None
+        return table
 
     first = load("train")
     tables: dict[str, Callable[[], Any]] = {"train": lambda: first}
     tables |= {split: lambda split=split: load(split) for split in files if split != "train"}
     return Raw(goal.kind, goal.names, tables, notes)
-
-
-class Goal:
-    """What is predicted: its kind, and the names of its classes, labels or values.
-
-    Args:
-        columns: of the target.
-    """
-
-    def __init__(self, kind: str, columns: list[str], names: list[str]) -> None:
-        self.kind, self.columns, self.names = kind, columns, names
-
-    @classmethod
-    def found(cls, cells: dict[str, Cells], kind: str, like: Any, notes: list[str]) -> Goal:
-        """The kind of the target columns, where it is not said. Raises Refused: they are of no kind."""
-        columns = list(cells)
-        if like is not None:
-            return cls(like.kind, columns, like.class_names if like.kind == "classes" else columns)
-        if kind == "auto":
-            kind, why = _kind(cells)
-            notes.append(f"kind: {kind}, {why} (data.kind says another)")
-        if kind != "classes":
-            return cls(kind, columns, columns)
-        if len(columns) > 1:
-            raise Refused(f"data.kind=classes has one target, not {len(columns)}: {', '.join(columns)}")
-        (only,) = cells.values()
-        names = ordered(only.words[only.known])
-        if len(names) < 2:
-            raise Refused(f"target {only.name} has {len(names)} different values: there is nothing to tell apart")
-        if len(names) > max(FEW, len(only.known) // 2):
-            raise Refused(
-                f"target {only.name} has {len(names)} classes in {len(only.known)} rows; set data.kind=values"
-            )
-        return cls(kind, columns, names)
-
-    def read(self, cells: dict[str, Cells]) -> Tensor:
-        """[n] classes, or [n, K]; unknown where the cell is missing. Raises Refused: a cell that is none of them."""
-        if self.kind == "classes":
-            only = cells[self.columns[0]]
-            number = {name: i for i, name in enumerate(self.names)}
-            if strange := sorted(set(only.words[only.known]) - number.keys()):
-                row = next(i for i, w in enumerate(only.words) if w == strange[0])
-                raise Refused(
-                    f"target {only.name} says {strange[0][:40]!r} in row {row}, which is no class of the run or of "
-                    f"train.csv (classes: {_some(self.names)})"
-                )
-            return torch.tensor([-1 if w is None else number[w] for w in only.words])
-        return torch.from_numpy(np.stack([self._values(cells[n]) for n in self.columns], 1)).float()
-
-    def _values(self, cells: Cells) -> np.ndarray:
-        values = cells.numbers.copy()
-        minus = np.array([w is not None and w.startswith("-") for w in cells.words])
-        values[cells.infinite] = np.where(minus, -np.inf, np.inf)[cells.infinite]  # to be refused
-        if self.kind == "labels":
-            values = np.where(np.isnan(values), cells.booleans, values)
-        odd = np.flatnonzero(np.isnan(values) & cells.known)
-        if len(odd):
-            what = "0, 1, yes or no" if self.kind == "labels" else "a number"
-            raise Refused(f"target {cells.name} says {str(cells.words[odd[0]])[:40]!r} in row {odd[0]}: not {what}")
-        return values
-
-
-def _kind(cells: dict[str, Cells]) -> tuple[str, str]:
-    """What the targets are, and why."""
-    numeric = all(not np.isnan(c.numbers[c.known & ~c.infinite]).any() for c in cells.values())
-    if len(cells) > 1:
-        binary = all(
-            set(c.words[c.known]) <= {"0", "1"} or not np.isnan(c.booleans[c.known]).any() for c in cells.values()
-        )
-        return ("labels", "several columns of 0 and 1") if binary else ("values", "several columns of numbers")
-    (only,) = cells.values()
-    values = only.numbers[only.known]
-    different = len(set(only.words[only.known]))
-    if not numeric:
-        return "classes", f"{different} different words"
-    if different <= FEW and not np.isnan(values).any() and (values == np.rint(values)).all():
-        return "classes", f"{different} different whole numbers"
-    return "values", f"{different} different numbers"
 
 
 class Plan:
@@ -205,7 +145,7 @@ class Plan:
         if self.fixed:
             names = {c.name for c in self.columns}
             if more := [n for n in self.names if n not in names]:
-                self.notes.append(f"columns the run never saw, ignored: {_some(more)}")
+                self.notes.append(f"columns the run never saw, ignored: {some(more)}")
             return
         left: dict[str, list[str]] = {}
         for name in self.names:
@@ -213,7 +153,7 @@ class Plan:
             if column is not None:
                 self.columns.append(column)
         for why, those in left.items():
-            self.notes.append(f"columns {why}: {_some(those)}")
+            self.notes.append(f"columns {why}: {some(those)}")
         if not self.columns:
             raise Refused("no column is left to predict from")
         target = table.target[rows]
@@ -259,6 +199,7 @@ class Table(ArrayTable):
     def __init__(self, cells: dict[str, Cells], goal: Goal, plan: Plan, path: Path) -> None:
         self.cells, self.goal, self.plan, self.path = cells, goal, plan, path
         self.target = goal.read(cells)
+        self.apart: Apart | None = None
         self._inputs: Tensor | None = None
         self._fingerprint = None
 
@@ -304,7 +245,3 @@ class Table(ArrayTable):
             note = said + f"(row {odd[0]}: {str(cells.words[odd[0]])[:40]!r})"
             if note not in self.plan.notes:
                 self.plan.notes.append(note)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

@@ -58,14 +58,20 @@ def models(lab: Lab, node: Groups) -> list[Unit]:
 
 
 def bagging(lab: Lab, node: Groups) -> list[Unit]:
-    """A bootstrap sample of the rows each (Breiman 1996), as counts: a row drawn twice weighs twice."""
+    """A bootstrap sample of the rows each (Breiman 1996), as counts: a row drawn twice weighs twice.
+
+    Where rows go in groups, groups are drawn: so the rows out of a bag are of groups that it does not know.
+    """
     rows = lab.data.splits["train"].rows
+    group = _groups(lab, "bags")
+    unit = rows if group is None else group
+    names, unit = unit.unique(return_inverse=True)
     counts = []
     for i in range(node["n"]):
         generator = np.random.default_rng(mix(lab.data_seed, 11, i))
-        draw = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
+        draw = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))
         weight = torch.zeros(int(rows.max()) + 1)
-        weight[rows] = torch.from_numpy(draw).float()
+        weight[rows] = torch.from_numpy(draw).float()[unit]
         counts.append(weight)
     units = _trained(lab, node, [_changes(lab, node, i) for i in range(node["n"])], counts)
     for unit, weight in zip(units, counts, strict=True):
@@ -117,7 +123,11 @@ def folds(lab: Lab, node: Groups) -> list[Unit]:
     """Each row is left out by one fold, whose model then predicts it: nothing a rule is fitted on was learned from."""
     split = lab.data.splits["train"]
     rows = split.rows
-    number = assign(lab.task, split.target[rows], node["n"], lab.split_seed)
+    number = assign(lab.task, split.target[rows], node["n"], lab.split_seed, _groups(lab, "folds"))
+    if int(number.max()) + 1 < node["n"]:
+        raise Refused(
+            f"strategy.n={node['n']} folds of {int(number.max()) + 1} groups: one would be empty; make it less"
+        )
     parts = [rows[number == k] for k in range(node["n"])]
     units = []
     for m, model in enumerate(node["models"] or [None]):
@@ -130,6 +140,21 @@ def folds(lab: Lab, node: Groups) -> list[Unit]:
             homes.append(home)
         units.append(Unit(f"model{m}", homes, folds=parts))
     return units
+
+
+def _groups(lab: Lab, what: str) -> Tensor | None:
+    """[n] the group of each training row, whose rows stay in one of `what`; None where rows go alone."""
+    split = lab.data.splits["train"]
+    apart = getattr(split.table, "apart", None)
+    if apart is None:
+        return None
+    if apart.groups is None:
+        lab.watch.say(
+            f"{what} are drawn from all training rows: of those they leave out some lie before what they learned from, "
+            "in the order of data.order_by, so scores on them flatter; test does not"
+        )
+        return None
+    return apart.groups[split.rows]
 
 
 def boosted(lab: Lab, node: Groups) -> list[Unit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,35 @@ def test_decimal_commas_and_days_before_months(tmp_path):
     assert column(d, "a")[1][:2].tolist() == [0.25, 1.25]
     assert column(d, "d")[1][0].item() == 19754 + 12
     assert d.splits["train"].table.target[:2, 0].tolist() == [0.5, 1.5]
+
+
+def test_parts_of_a_date_that_vary_in_training(tmp_path):
+    every = ["month", "weekday", "hour"]
+    when = [f"2024-{1 + i % 2:02}-{1 + i % 28:02} {i * 5 % 24:02}:59:59" for i in range(ROWS)]
+    cells = {"when": when, "day": mixed()["day"], "y": [f"{i * 7 % 61}.5" for i in range(ROWS)]}
+    whole = built(write(tmp_path / "a.csv", cells), date_parts=every)
+    names = [c["name"] for c in whole.form.about["columns"]]
+    assert names == ["when", *(f"when {p}" for p in every), "day", "day weekday"]  # all in February, at no hour
+    assert [whole.form.about["columns"][i]["kind"] for i in range(3)] == ["date", "categorical", "categorical"]
+    for part, number in (("month", "%m"), ("weekday", "%u"), ("hour", "%H")):
+        kept, codes = column(whole, f"when {part}")
+        expected = [str(int(datetime.fromisoformat(w).strftime(number))) for w in when]
+        assert [kept["values"][int(c) - 1] for c in codes] == expected
+    assert [c["name"] for c in built(tmp_path / "a.csv", date_parts=[]).form.about["columns"]] == ["when", "day"]
+    # A missing date has none, nor has a month that training never saw.
+    train, val = (whole.splits[s].rows.tolist() for s in ("train", "val"))
+    cells["when"][train[0]], cells["when"][val[0]] = "", "1969-12-31"
+    other = built(write(tmp_path / "b.csv", cells), date_parts=every)
+    kept, codes = column(other, "when month")
+    assert (kept["missing"], kept["values"]) == (True, ["1", "2"])
+    assert codes[[train[0], val[0]]].tolist() == [0, 0]
+    assert column(other, "when weekday")[1][val[0]] == 1 + column(other, "when weekday")[0]["values"].index("3")
+    # Read as a run learned to, from the one column there is.
+    second = data.build({"name": "tabular", "root": str(tmp_path / "a.csv")}, like=whole)
+    assert torch.equal(second.splits["train"].table.inputs, whole.splits["train"].table.inputs)
+    assert not any("never saw" in n for n in second.notes)
+    with pytest.raises(Refused, match=r"data\.date_parts=year"):
+        built(tmp_path / "a.csv", date_parts=["year"])
 
 
 @pytest.mark.parametrize(

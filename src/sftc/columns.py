@@ -14,6 +14,7 @@ from sftc.errors import Refused
 NUMBERS = ("numeric", "boolean", "date")  # as they are (0 or 1; days since 1970), NaN where missing
 CODED = ("categorical", "hash")  # whole numbers; 0: missing, or never seen in training
 KINDS = (*NUMBERS, *CODED)
+PARTS = ("month", "weekday", "hour")  # of a date: 1 to 12, 1 (Monday) to 7, 0 to 23
 LARGEST = 1 << 24  # codes of a column
 
 
@@ -25,21 +26,32 @@ class Column:
         missing: whether training rows lack it: models then also read whether a row does.
         values: of a categorical column, in the order of its codes 1, 2, ...
         buckets: of a hash column: its codes are 1 to `buckets`.
+        part: of PARTS, where the categories are those of a column of dates, which is called `of`.
 
     Raises:
         ValueError: no such column.
     """
 
-    __slots__ = ("_code", "buckets", "kind", "missing", "name", "values")
+    __slots__ = ("_code", "buckets", "kind", "missing", "name", "of", "part", "values")
 
     def __init__(
-        self, name: str, kind: str, missing: bool = False, values: Sequence[str] = (), buckets: int = 0
+        self,
+        name: str,
+        kind: str,
+        missing: bool = False,
+        values: Sequence[str] = (),
+        buckets: int = 0,
+        part: str = "",
+        of: str = "",
     ) -> None:
         words = type(name) is str and all(type(v) is str for v in values)
         if not words or kind not in KINDS or type(missing) is not bool or type(buckets) is not int:
             raise ValueError(f"no column: {str(name)[:40]}, {str(kind)[:40]}")
         if bool(values) > (kind == "categorical") or (kind == "hash") != (0 < buckets <= LARGEST):
             raise ValueError(f"column {name[:40]} of kind {kind} cannot have these codes")
+        if type(of) is not str or (bool(of) or part != "") > (bool(of) and part in PARTS and kind == "categorical"):
+            raise ValueError(f"column {name[:40]} is no part of a date")
+        self.part, self.of = part, of
         self.name, self.kind, self.missing, self.values, self.buckets = name, kind, missing, list(values), buckets
         self._code = {value: i for i, value in enumerate(self.values, 1)}
         if len(self._code) < len(self.values):
@@ -48,6 +60,11 @@ class Column:
     @property
     def coded(self) -> bool:
         return self.kind in CODED
+
+    @property
+    def source(self) -> str:
+        """The column of the file that says it."""
+        return self.of or self.name
 
     @property
     def codes(self) -> int:
@@ -63,6 +80,7 @@ class Column:
 
     def plain(self) -> dict[str, Any]:
         out: dict[str, Any] = {"name": self.name, "kind": self.kind, "missing": self.missing}
+        out |= {"part": self.part, "of": self.of} if self.part else {}
         return out | {"categorical": {"values": self.values}, "hash": {"buckets": self.buckets}}.get(self.kind, {})
 
 

@@ -86,6 +86,19 @@ class Cells:
         stamps = source.to_numpy(dtype="datetime64[s]").astype(np.int64).astype(np.float64)
         return np.where(source.isna().to_numpy(), np.nan, stamps / _DAY)
 
+    def part(self, part: str) -> np.ndarray:
+        """[n] object: a part of each date, of columns.PARTS, as a word; None where there is no date."""
+        seconds = np.rint(np.nan_to_num(self.dates) * _DAY).astype(np.int64)
+        day = seconds // int(_DAY)
+        found = {
+            "month": seconds.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64) % 12 + 1,
+            "weekday": (day + 3) % 7 + 1,  # the first of 1970 was a Thursday
+            "hour": seconds // 3600 % 24,
+        }[part]
+        out = found.astype(str).astype(object)
+        out[np.isnan(self.dates)] = None
+        return out
+
     def read_as(self, kind: str) -> np.ndarray:
         """[n] float64 of a kind of numbers."""
         return {"numeric": self.numbers, "boolean": self.booleans, "date": self.dates}[kind]
@@ -124,8 +137,9 @@ class Cells:
 
     def coded(self, column: Column) -> np.ndarray:
         """[n] codes of a categorical or hashed column; 0: missing, or never seen in training."""
-        codes = {w: column.code(w) for w in set(self.words[self.known])}
-        return np.array([0 if w is None else codes[w] for w in self.words], dtype=np.float64)
+        words = self.part(column.part) if column.part else self.words
+        codes = {w: 0 if w is None else column.code(w) for w in set(words)}
+        return np.array([codes[w] for w in words], dtype=np.float64)
 
 
 def ordered(words: Any) -> list[str]:

@@ -24,9 +24,10 @@ def leaks(rows: Tensor, columns: Sequence[Column], target: Tensor) -> list[str]:
     if len(target) < 10:
         return []
     if target.ndim == 1:
-        names = [c.name for j, c in enumerate(columns) if _one_to_one(rows[:, j], target)]
+        names = [c.source for j, c in enumerate(columns) if _one_to_one(rows[:, j], target)]
     else:
-        names = [c.name for j, c in enumerate(columns) if any(_same(rows[:, j], t.double()) for t in target.T)]
+        names = [c.source for j, c in enumerate(columns) if any(_same(rows[:, j], t.double()) for t in target.T)]
+    names = list(dict.fromkeys(names))
     if names:
         return [f"warning: column {name} says the target itself; data.drop=[{name}] leaves it out" for name in names]
     numbers = [j for j, c in enumerate(columns) if not c.coded]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sftc.columns import CODED, KINDS, LARGEST, Column, told
+from sftc.columns import CODED, KINDS, LARGEST, PARTS, Column, told
 from sftc.columns import read as read_columns
 from sftc.data.apart import Apart, groups_of, order_of
 from sftc.data.cells import Cells, ordered
@@ -54,6 +54,8 @@ def locate(root: str | None) -> dict[str, Path]:
 def check(own: Mapping[str, Any]) -> None:
     """What can be refused without a file. Raises Refused: a kind that is none."""
     choose("data.kind", own.get("kind", "auto"), ("auto", "classes", "labels", "values"))
+    for part in own.get("date_parts") or ():
+        choose("data.date_parts", str(part), PARTS)
     choose("data.separator", own.get("separator", "auto"), ("auto", *SEPARATORS))
     if own.get("order_by") is not None and own.get("groups") is not None:
         raise Refused("data.order_by and data.groups are two ways to hold rows out: choose one")
@@ -71,6 +73,7 @@ def tabular(
     separator: str = "auto",
     categories: int = 1000,
     buckets: int = 1024,
+    date_parts: Sequence[str] = (),
     order_by: str | None = None,
     groups: str | None = None,
     like: Any = None,
@@ -109,7 +112,13 @@ def tabular(
     goal = Goal.found({n: Cells(n, read["train"][n]) for n in listed}, kind, like, notes)
     # Who a row is about says nothing of whom the model has never met.
     plan = Plan(
-        [n for n in names if n not in (*listed, *(drop or []), groups)], columns, categories, buckets, notes, like
+        [n for n in names if n not in (*listed, *(drop or []), groups)],
+        columns,
+        categories,
+        buckets,
+        date_parts,
+        notes,
+        like,
     )
 
     def load(split: str) -> Table:
@@ -132,8 +141,16 @@ class Plan:
     """How the columns of a table are told as numbers, once it has seen the training rows."""
 
     def __init__(
-        self, names: list[str], kinds: dict[str, str], categories: int, buckets: int, notes: list[str], like: Any
+        self,
+        names: list[str],
+        kinds: dict[str, str],
+        categories: int,
+        buckets: int,
+        parts: Sequence[str],
+        notes: list[str],
+        like: Any,
     ) -> None:
+        self.parts = parts
         self.names, self.kinds, self.categories, self.buckets, self.notes = names, kinds, categories, buckets, notes
         self.columns: list[Column] = read_columns(like.form.about, like.form.shape[0]) if like is not None else []
         self.fixed = like is not None
@@ -143,7 +160,7 @@ class Plan:
     def fit(self, table: Table, rows: np.ndarray) -> None:
         """Settle it by these rows. Raises Refused: a column mixes numbers and words, or none is left."""
         if self.fixed:
-            names = {c.name for c in self.columns}
+            names = {c.source for c in self.columns}
             if more := [n for n in self.names if n not in names]:
                 self.notes.append(f"columns the run never saw, ignored: {some(more)}")
             return
@@ -152,6 +169,7 @@ class Plan:
             column = self._column(table.cells[name], rows, left)
             if column is not None:
                 self.columns.append(column)
+                self.columns += self._parts(column, table.cells[name], rows)
         for why, those in left.items():
             self.notes.append(f"columns {why}: {some(those)}")
         if not self.columns:
@@ -192,6 +210,18 @@ class Plan:
             left.setdefault("with one value in all training rows, which tell nothing", []).append(cells.name)
         return Column(cells.name, kind, missing, words)
 
+    def _parts(self, column: Column, cells: Cells, rows: np.ndarray) -> list[Column]:
+        """What else a date says, where that is not always the same."""
+        out = []
+        for part in self.parts if column.kind == "date" else ():
+            words = cells.part(part)[rows]
+            seen = ordered(w for w in words if w is not None)
+            if len(seen) > 1 and (name := f"{column.name} {part}") not in self.names:
+                out.append(Column(name, "categorical", column.missing, seen, part=part, of=column.name))
+        if out:
+            self.notes.append(f"column {column.name}: its {', '.join(c.part for c in out)} beside it (data.date_parts)")
+        return out
+
 
 class Table(ArrayTable):
     """A table whose rows are float32 [D]: numbers, days, 0 and 1 (NaN: missing), and codes (0: missing or unseen)."""
@@ -230,10 +260,10 @@ class Table(ArrayTable):
         """[n, D] float32. Raises Refused: a column is missing."""
         out = np.empty((len(self.target), len(columns)), dtype=np.float32)
         for j, column in enumerate(columns):
-            if column.name not in self.cells:
-                near = nearest(column.name, list(self.cells))
-                raise Refused(f"{self.path} has no column {column.name}, which the model reads{near}")
-            cells = self.cells[column.name]
+            if column.source not in self.cells:
+                near = nearest(column.source, list(self.cells))
+                raise Refused(f"{self.path} has no column {column.source}, which the model reads{near}")
+            cells = self.cells[column.source]
             out[:, j] = cells.coded(column) if column.coded else cells.read_as(column.kind)
             self._note_odd(column, cells, out[:, j])
         return torch.from_numpy(out if rows is None else out[rows])

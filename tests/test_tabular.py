@@ -151,9 +151,15 @@ def test_many_words_are_hashed_and_words_of_one_row_each_left_out(tmp_path):
 
 def test_decimal_commas_and_days_before_months(tmp_path):
     cells = {"a": [f"{i},25" for i in range(ROWS)], "d": [f"{13 + i % 15}.02.2024" for i in range(ROWS)]}
+    cells |= {
+        "short": [f"2/{1 + i % 12}/24 7:30" for i in range(ROWS)],
+        "version": [f"1.{i % 9}.24" for i in range(ROWS)],
+    }
     d = built(write(tmp_path / "a.csv", {**cells, "y": [f"{i % 9},5" for i in range(ROWS)]}, ";"))
     assert column(d, "a")[1][:2].tolist() == [0.25, 1.25]
     assert column(d, "d")[1][0].item() == 19754 + 12
+    assert column(d, "short")[1][:2].tolist() == [19754.3125, 19755.3125]  # months first, as Americans write
+    assert column(d, "version")[0]["kind"] == "categorical"
     assert d.splits["train"].table.target[:2, 0].tolist() == [0.5, 1.5]
 
 
@@ -243,7 +249,9 @@ BODY = [f"{i * 7 % 11},{i * 3 % 7},{i % 5}.5" for i in range(ROWS)]
         (lines("a,b,y", *BODY, "1,2,inf"), {}, "row 60 says inf, which is not finite"),
         (lines("a,b,y", *BODY, "1,2,-inf"), {"kind": "values"}, "row 60 says -inf"),
         (lines("a,b,y", *BODY, "1,2,many"), {"kind": "values"}, "says 'many' in row 60: not a number"),
-        (lines("a,b,y", *(f"{i},{i % 3},nan" for i in range(9))), {"kind": "values"}, "no training row .* has a label"),
+        (lines("a,b,y", *(f"{i},{i % 3},nan" for i in range(9))), {"kind": "values"}, "target y has no value in any"),
+        (lines("a,b,y", *(f"{i},{i % 3},?" for i in range(9))), {}, "target y has no value in any row"),
+        (lines("a,b,y", *BODY, "1,2,-1e39"), {"kind": "values"}, "row 60 says -inf, which is not finite"),
         (lines("a,b,y", *(f"{i},{i % 3},7" for i in range(9))), {"kind": "classes"}, "nothing to tell apart"),
         (lines("a,b,y", *(f"{i},{i % 3},w{i}" for i in range(90))), {}, "90 classes in 90 rows"),
         (lines("a,b,y", *("oops,1,2.5", "x,2,1.5"), *BODY), {}, "column a mixes numbers and words .row 0: 'oops'"),
@@ -288,6 +296,12 @@ def test_odd_cells_are_told_and_harmless(tmp_path):
     at = [c["name"] for c in d.form.about["columns"]].index("same")
     assert (batch.inputs[:, at] == 0).all()
     assert batch.inputs.isfinite().all()
+    large = built(
+        write(tmp_path / "c.csv", {**cells, "size": ["-1e39", "1e400", "Inf", *cells["size"][3:]]}), target="price"
+    )
+    assert column(large, "size")[1][:4].tolist()[3:] == [1.0]
+    assert column(large, "size")[1][:3].isnan().all()  # no number in float32
+    assert any("size: 3 cells are not numeric and count as missing (row 0: '-1e39')" in n for n in large.notes)
     # A word among numbers of validation rows, which nothing was fitted on.
     cells["size"][int(d.splits["val"].rows[0])] = "oops"
     other = built(write(tmp_path / "b.csv", cells), target="price")

@@ -14,7 +14,9 @@ from sftc.errors import Refused
 
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", "<na>", "nat")  # any case
 WORDS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
-_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}([T ].*)?")
+_DATE = re.compile(  # of years of two digits only with strokes: 1.2.11 may be a version
+    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{1,2}/\d{1,2}/\d{2})([T ].*)?"
+)
 _DAY = 86_400.0
 
 
@@ -45,6 +47,11 @@ class Cells:
     @cached_property
     def numbers(self) -> np.ndarray:
         """[n] float64; NaN: missing, or no finite number. 3,14 is one where no cell needs the comma otherwise."""
+        return np.where(np.isinf(self._raw), np.nan, self._raw)
+
+    @cached_property
+    def _raw(self) -> np.ndarray:
+        """[n] float64: `numbers` with those that are not finite as infinity."""
         if self.series.dtype.kind in "iufb":
             return _finite(self.series.to_numpy(dtype=np.float64, na_value=np.nan))
         parsed = self._parsed(self.words)
@@ -61,9 +68,10 @@ class Cells:
 
     @cached_property
     def infinite(self) -> np.ndarray:
-        """[n] bool: says infinity."""
+        """[n] bool: says infinity, or a number that is none in float32, as which models read it."""
         words = (("" if w is None else w.lower().lstrip("+-")) for w in self.words)
-        return np.array([w in ("inf", "infinity") for w in words], dtype=bool)
+        said = np.array([w in ("inf", "infinity") for w in words], dtype=bool)
+        return said | np.isinf(self._raw)
 
     @cached_property
     def booleans(self) -> np.ndarray:
@@ -152,7 +160,9 @@ def ordered(words: Any) -> list[str]:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.nan)
+    """What float32 cannot hold as infinity."""
+    large = np.abs(np.nan_to_num(values, posinf=np.inf, neginf=-np.inf)) > np.finfo(np.float32).max
+    return np.where(large, np.inf, values)
 
 
 def _day_first(words: Any) -> bool:

@@ -31,6 +31,8 @@ class Goal:
         columns = list(cells)
         if like is not None:
             return cls(like.kind, columns, like.class_names if like.kind == "classes" else columns)
+        if empty := [name for name, c in cells.items() if not c.known.any()]:
+            raise Refused(f"target {empty[0]} has no value in any row: there is nothing to learn from")
         if kind == "auto":
             kind, why = _kind(cells)
             notes.append(f"kind: {kind}, {why} (data.kind says another)")

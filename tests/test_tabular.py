@@ -239,6 +239,8 @@ BODY = [f"{i * 7 % 11},{i * 3 % 7},{i % 5}.5" for i in range(ROWS)]
         ("", {}, "is empty"),
         (lines("a,a,y", *BODY), {}, "two columns named a"),
         (lines("a,b,y", *BODY, "1,2,3,4"), {}, "no table of 3 columns.*4"),
+        (lines("a,b,y", *BODY, "1,2"), {}, "no table of 3 columns .row 60 has 2"),
+        (lines("a,b,y", *(f"{i},{i % 3},7.0" for i in range(9))), {"kind": "values"}, "y is 7.0 wherever it is known"),
         (lines("a,b,y", *BODY), {"separator": ";"}, "one column, 'a,b,y'; set data.separator=,"),
         (lines("a,b,y", *BODY), {"separator": "!"}, "data.separator"),
         (lines("a,b,y", *BODY), {"target": "yy"}, "no column yy; did you mean 'y'"),
@@ -321,6 +323,13 @@ def test_columns_that_say_the_target_are_warned_of(tmp_path, more, warned):
     cells = {"x": [i * 5 % 31 for i in range(ROWS)]} | {k: [f(i, y[i]) for i in range(ROWS)] for k, f in more.items()}
     notes = [n for n in built(write(tmp_path / "a.csv", {**cells, "y": y})).notes if n.startswith("warning")]
     assert (len(notes) == 1 and warned in notes[0]) if warned else not notes
+
+
+def test_a_first_line_without_names_is_warned_of(tmp_path):
+    notes = built(
+        write(tmp_path / "a.csv", {"7": [i * 7 % 11 for i in range(ROWS)], "0.25": ["0.5", "1.5"] * (ROWS // 2)})
+    ).notes
+    assert any("begins with a row, not with names of columns (0.25)" in n for n in notes)
 
 
 def test_a_word_for_each_class_is_warned_of(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,15 @@ def test_cells_are_numbers_without_gaps_and_codes():
     assert codes.tolist() == [[1, 4], [0, 0], [2, 3]]
     assert cells.shifted(codes).tolist() == [[1, 7], [0, 3], [2, 6]]  # three codes of c come first
     assert cells(torch.tensor([[0.0, 99.0, 0, -5.0]]))[1].tolist() == [[2, 0]]  # what no file of ours holds
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_more_categories_than_memory_are_refused_in_one_line(name, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000_000))
+    form = Form((1,), about=told([Column("i", "hash", buckets=10_000_000)]))
+    with pytest.raises(Refused, match=r"10,000,001 categories .* memory has room for 10,000,000: lower data\.buckets"):
+        build(name, form=form)
+    build(name)
 
 
 def test_a_linear_model_reads_one_hot_codes():

@@ -5,6 +5,7 @@ pandas is imported when a table is read; only the files of tables in this folder
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -55,6 +56,7 @@ def frame(path: Path, separator: str = "auto") -> Any:
     _check_separator(path, header, mark)
     names = [name or f"unnamed{i}" for i, name in enumerate(header)]
     _check_names(path, names)
+    _check_rows(path, text, mark, len(names))
     pd = pandas()
     try:
         with warnings.catch_warnings():
@@ -103,6 +105,15 @@ def _check_separator(path: Path, header: list[str], mark: str) -> None:
     other = next((word for word, m in SEPARATORS.items() if m != mark and m in header[0]), None)
     if len(header) == 1 and other:
         raise Refused(f"{path}: cut at {mark!r} it has one column, {header[0][:40]!r}; set data.separator={other}")
+
+
+def _check_rows(path: Path, text: str, mark: str, width: int) -> None:
+    """Raises Refused: a row has fewer cells than there are names, as where a file was cut off: pandas fills it up."""
+    with contextlib.suppress(csv.Error):
+        cells = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row)))
+        for i, row in enumerate(cells, -1):
+            if len(row) < width:
+                raise Refused(f"{path} is no table of {width} columns (row {i} has {len(row)})")
 
 
 def _check_names(path: Path, names: list[str]) -> None:

@@ -37,6 +37,11 @@ class Goal:
             kind, why = _kind(cells)
             notes.append(f"kind: {kind}, {why} (data.kind says another)")
         if kind != "classes":
+            for c in cells.values():
+                if len(said := set(c.words[c.known])) == 1:
+                    raise Refused(
+                        f"target {c.name} is {said.pop()[:40]} wherever it is known: there is nothing to learn"
+                    )
             return cls(kind, columns, columns)
         if len(columns) > 1:
             raise Refused(f"data.kind=classes has one target, not {len(columns)}: {', '.join(columns)}")

@@ -5,6 +5,7 @@ How columns are told as numbers is settled on the training rows before data.limi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sftc.data.split import Raw
 from sftc.errors import Refused, choose, nearest
 
 TARGETS = ("target", "label", "class", "y")  # what is predicted where nobody says
+_FRACTION = re.compile(r"-?\d*[.,]\d+(e[-+]?\d+)?")
 SPLITS = ("train", "val", "test")
 
 
@@ -97,6 +99,8 @@ def tabular(
     if not listed and like is not None:
         listed = list(like.form.about.get("target", []))
     notes: list[str] = []
+    if odd := [n for n in names if _FRACTION.fullmatch(n)]:
+        notes.append(f"warning: {files['train']} begins with a row, not with names of columns ({some(odd)})?")
     if not listed:
         listed = [next((n for n in names if n.lower() in TARGETS), names[-1])]
         notes.append(f"target: column {listed[0]} (data.target says another)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from sftc import columns as tables
 from sftc.columns import Column
+from sftc.errors import Refused
 from sftc.types import Form
 
 
@@ -77,7 +79,17 @@ class Entry(nn.Module):
 
 
 def embedding(codes: int, dim: int) -> nn.Embedding:
-    """Its first row, of what is missing or was never seen, begins as nothing."""
+    """Its first row, of what is missing or was never seen, begins as nothing.
+
+    Raises:
+        Refused: memory has no room for it, its gradient and an optimizer's two averages.
+    """
+    room = psutil.virtual_memory().available
+    if torch.empty(0).device.type == "cpu" and (needed := 16 * codes * dim) > room:
+        raise Refused(
+            f"a column of {codes:,} categories needs {needed:,} bytes to be learned, memory has room for {room:,}: "
+            "lower data.buckets, hash it (data.categories), or leave it out"
+        )
     made = nn.Embedding(codes, dim)
     nn.init.uniform_(made.weight, -(dim**-0.5), dim**-0.5)
     with torch.no_grad():

@@ -47,7 +47,7 @@ def test_cells_are_numbers_without_gaps_and_codes():
     assert cells(torch.tensor([[0.0, 99.0, 0, -5.0]]))[1].tolist() == [[2, 0]]  # what no file of ours holds
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ALL)
 def test_more_categories_than_memory_are_refused_in_one_line(name, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000_000))
     form = Form((1,), about=told([Column("i", "hash", buckets=10_000_000)]))

@@ -64,6 +64,8 @@ class Entry(nn.Module):
     def __init__(self, form: Form, onehot: bool = False) -> None:
         super().__init__()
         self.cells = Cells(form)
+        if onehot:
+            check_room(max(self.cells.codes, default=0), 64)  # about what a batch of them takes
         sizes = [] if onehot else [_dim(n) for n in self.cells.codes]
         self.embeddings = nn.ModuleList(embedding(n, d) for n, d in zip(self.cells.codes, sizes, strict=False))
         self.width = self.cells.numbers + (sum(self.cells.codes) if onehot else sum(sizes))
@@ -79,22 +81,23 @@ class Entry(nn.Module):
 
 
 def embedding(codes: int, dim: int) -> nn.Embedding:
-    """Its first row, of what is missing or was never seen, begins as nothing.
+    """Its first row, of what is missing or was never seen, begins as nothing. Raises Refused: see `check_room`."""
+    check_room(codes, dim)
+    made = nn.Embedding(codes, dim)
+    nn.init.uniform_(made.weight, -(dim**-0.5), dim**-0.5)
+    with torch.no_grad():
+        made.weight[0] = 0
+    return made
 
-    Raises:
-        Refused: memory has no room for it, its gradient and an optimizer's two averages.
-    """
+
+def check_room(codes: int, dim: int) -> None:
+    """Raises Refused: memory has no room for so many vectors, their gradient and an optimizer's two averages."""
     room = psutil.virtual_memory().available
     if torch.empty(0).device.type == "cpu" and (needed := 16 * codes * dim) > room:
         raise Refused(
             f"a column of {codes:,} categories needs {needed:,} bytes to be learned, memory has room for {room:,}: "
             "lower data.buckets, hash it (data.categories), or leave it out"
         )
-    made = nn.Embedding(codes, dim)
-    nn.init.uniform_(made.weight, -(dim**-0.5), dim**-0.5)
-    with torch.no_grad():
-        made.weight[0] = 0
-    return made
 
 
 def _dim(codes: int) -> int:

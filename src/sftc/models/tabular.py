@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sftc.errors import Refused, nearest
 from sftc.models import keys
-from sftc.models.entry import Cells, Entry, embedding
+from sftc.models.entry import Cells, Entry, check_room, embedding
 from sftc.models.vision import Vision
 from sftc.types import Form
 
@@ -58,6 +58,7 @@ class Tokens(nn.Module):
         self.cells = Cells(form)
         self.weight = nn.Parameter(_small(self.cells.numbers + 1, width))  # the first is the token that is read
         self.bias = nn.Parameter(_small(self.cells.numbers + len(self.cells.codes), width))
+        check_room(max(self.cells.codes, default=0), width)
         self.codes = nn.Embedding(max(1, sum(self.cells.codes)), width)
         nn.init.uniform_(self.codes.weight, -(width**-0.5), width**-0.5)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import BaggingRegressor
+from sklearn.metrics import r2_score
 
 from problems import config, plain, told
 from sftc import build
@@ -66,9 +69,45 @@ def test_it_is_printed_and_only_of_bags(tmp_path, bags, capsys):
     assert "out_of_bag" not in told(tmp_path / "seeds", *TEAM, "strategy.members=seeds").result
 
 
-def test_values_have_an_out_of_bag_error(tmp_path):
-    result = told(tmp_path / "run", *TEAM, "data=diabetes").result["out_of_bag"]
-    assert {"rmse", "r2"} <= result["bag"].keys()
+def test_out_of_bag_of_values_is_what_scikit_learn_counts(tmp_path):
+    """BaggingRegressor's own count, over the same draws and members."""
+    run = told(tmp_path / "run", *TEAM, "data=diabetes", "optim.lr=0.01")
+    lab = Bench(Device("cpu")).open(run.path)
+    split = lab.data.splits["train"]
+    rows, truth = split.rows, split.target[split.rows, 0].numpy()
+
+    class Member:
+        def __init__(self, i: int) -> None:
+            home = Bench(Device("cpu")).open(run.member(f"member{i}"))
+            self.said = home.predict(home.restore(), "train", rows=rows).scores[:, 0].numpy()
+
+        def predict(self, x: np.ndarray) -> np.ndarray:
+            return self.said[x[:, 0]]
+
+    class Bags(BaggingRegressor):
+        estimators_ = [Member(i) for i in range(3)]  # noqa: RUF012
+        estimators_features_ = [np.array([0])] * 3
+        n_features_in_ = 1
+
+        @property
+        def estimators_samples_(self) -> list[np.ndarray]:
+            draws = (np.random.default_rng(mix(0, 11, i)) for i in range(3))
+            return [
+                np.repeat(np.arange(len(rows)), d.multinomial(len(rows), [1 / len(rows)] * len(rows))) for d in draws
+            ]
+
+    bags = Bags(n_estimators=3)
+    place = np.arange(len(rows))[:, None]
+    never = [set(range(len(rows))) - set(drawn) for drawn in bags.estimators_samples_]
+    there = sorted(set.union(*never))  # scikit-learn takes 0 for a row that all members drew; we leave it out
+    assert 0 < len(there) < len(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of those rows
+        bags._set_oob_score(place, truth)
+    said = run.result["out_of_bag"]["bag"]
+    assert said["rows"] == len(there)
+    assert said["r2"] == pytest.approx(r2_score(truth[there], bags.oob_prediction_[there]), rel=1e-5)
+    assert said["rmse"] == pytest.approx(float(np.sqrt(((truth - bags.oob_prediction_)[there] ** 2).mean())), rel=1e-5)
 
 
 def test_who_was_chosen_on_the_validation_rows_is_named(tmp_path, capsys):

@@ -59,7 +59,7 @@ def test_a_group_stays_in_one_split_and_is_not_read(tmp_path):
     assert [len(p) for p in parts_of] == [7, 2, 3]
     assert set.union(*parts_of) == set(range(12))
     assert sum(len(s.rows) for s in d.splits.values()) == ROWS
-    assert [c["name"] for c in d.form.about["columns"]] == ["when", "size"]
+    assert [c["name"] for c in d.form.about["columns"]] == ["when", "when weekday", "size"]
     other = built(tmp_path / "a.csv", groups="who", split_seed=1)
     assert not torch.equal(other.splits["test"].rows, d.splits["test"].rows)
     assert any("test: 15 rows, all of 3 groups of who" in n for n in d.notes)
@@ -103,6 +103,7 @@ def test_an_order_beside_splits_of_their_own(tmp_path):
 def test_folds_and_bags_keep_groups_together(tmp_path):
     root = f"data.root={write(tmp_path / 'a.csv')}"
     more = ("data=tabular", root, "data.groups=who", "data.limit=null", "epochs=1", "strategy=ensemble", "strategy.n=3")
+    more = (*more, "fuse@strategy.fuse=mean")
     who = torch.tensor([i * 5 % 12 for i in range(ROWS)])
     run = told(tmp_path / "folds", *more, "strategy.members=folds")
     learned = [set(who[Run.open(run.path / f"members/model0-fold{k}").rows_of("train")].tolist()) for k in range(3)]

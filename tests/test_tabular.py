@@ -66,6 +66,7 @@ def test_separator_quotes_and_encoding_are_seen(tmp_path, name, sep, encoding):
         ("city", "categorical"),
         ("open", "boolean"),
         ("day", "date"),
+        ("day weekday", "categorical"),
     ]
     assert column(d, "city")[0]["values"] == ["Köln", 'a "b"', "x,y;z"]
     assert column(d, "city")[1][:4].tolist() == [1, 2, 3, 1]
@@ -365,7 +366,7 @@ def test_another_file_is_read_as_a_run_learned_to(tmp_path):
 def test_what_is_kept_is_plain(tmp_path):
     d = built(write(tmp_path / "a.csv", mixed()))
     about = json.loads(json.dumps(d.form.about))
-    assert [c.plain() for c in columns.read(about, 4)] == about["columns"]
+    assert [c.plain() for c in columns.read(about, 5)] == about["columns"]
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "wine", "iris", "diabetes"])

@@ -75,7 +75,7 @@ def tabular(
     separator: str = "auto",
     categories: int = 1000,
     buckets: int = 1024,
-    date_parts: Sequence[str] = (),
+    date_parts: Sequence[str] = PARTS,
     order_by: str | None = None,
     groups: str | None = None,
     like: Any = None,

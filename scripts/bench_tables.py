@@ -2,6 +2,7 @@
 
     scripts/bench_tables.py diabetes --seeds 5 --models mlp,ft_transformer
     scripts/bench_tables.py bike_sharing --root ../shared/data/bike_sharing/hour.csv --team 5
+    scripts/bench_tables.py bike_sharing --root ../shared/data/bike_sharing/hour.csv --more data.order_by=instant
 
 A seed is another split (data.split_seed) and other first weights. Boosting and the linear model learn from the training
 and validation rows together, since they need none to choose by; nets choose their epoch on validation. Test is scored.

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from sklearn import metrics as sk
 
 from sftc.metrics import pieces
@@ -70,6 +71,14 @@ def test_a_class_that_is_neither_true_nor_said_counts_in_no_mean(rows):
 def test_top5_of_equal_scores_is_no_gift():
     y = torch.arange(10)
     assert _stream(Classification("abcdefghij"), torch.zeros(10, 10), y).compute()["top5"] == 0.5
+
+
+def test_ece_is_that_of_torchmetrics(rows):
+    x, y = rows
+    x[:5] = 0
+    x[5:9, 2] = 200.0  # sure to the last bit
+    theirs = torchmetrics.functional.calibration_error(x.softmax(1), y, "multiclass", n_bins=15, num_classes=7)
+    assert _stream(Classification("abcdefg"), x, y).compute()["ece"] == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_ece_of_a_certain_and_wrong_model_is_one():

@@ -19,7 +19,7 @@ from sftc.types import Task
 
 ALPHAS = (1e4, 1e3, 1e2, 1e1, 1.0)
 INNER = 5
-BLOCK = 1 << 26  # numbers of a temporary
+BLOCK = 1 << 23  # numbers of a temporary
 LEAST = 0.01  # no answer falls below this share of the plain mean: a line can cross 0, and a log cannot follow
 
 
@@ -68,7 +68,7 @@ def _products(
     for c in range(0, outputs, step):
         x = torch.ones(min(step, outputs - c), members + 1, len(rows), dtype=scores.dtype)
         for m, member in enumerate(scores):
-            x[:, m] = member.index_select(0, rows)[:, c : c + step].T
+            x[:, m] = member[:, c : c + step].index_select(0, rows).T
         mean = x[:, :-1].mean(1)
         if bool(mean.isnan().any()):
             mean = x[:, :-1].nanmean(1)

@@ -1,4 +1,4 @@
-"""Metrics of classes: torchmetrics where it has them, NLL and Brier (which it lacks) here; spans by seqeval."""
+"""Metrics of classes, counted as batches pass; the area under the ROC curve by torchmetrics, spans by seqeval."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sftc.errors import Refused
 from sftc.metrics.pieces import Pieces
 from sftc.types import Metrics
 
+BINS = 15  # of confidence, equally wide
 RANKED = 32  # classes whose scores are ranked for auc without being asked
 
 
@@ -24,19 +25,18 @@ class ClassMeter(Pieces):
 
     dense = False
 
-    def make(self) -> dict[str, Any]:
-        from torchmetrics.classification import MulticlassCalibrationError, MulticlassStatScores
+    def __init__(self, task: Any, full: bool) -> None:
+        super().__init__(task, full)
+        self.table: Tensor | None = None  # [3, C]: how often a class was rightly said, said, and true
+        self.bins: Tensor | None = (
+            None  # [BINS + 1] confidence less hits, summed; the last: of those that are 1 exactly
+        )
 
-        c = self.task.out_dim
-        plain = {"num_classes": c, "validate_args": False}
-        out: dict[str, Any] = {
-            # Hits and misses of each class, counted once for all that is made of them.
-            "_counts": MulticlassStatScores(average=None, **plain),
-            "ece": MulticlassCalibrationError(n_bins=15, norm="l1", **plain),
-        }
-        if not self.dense and (c <= RANKED or self.task.monitor == "auc"):
-            out["auc"] = _Area(c)
-        return out
+    def make(self) -> dict[str, Any]:
+        return {"auc": _Area(self.task.out_dim)} if self._ranked() else {}
+
+    def _ranked(self) -> bool:
+        return not self.dense and (self.task.out_dim <= RANKED or self.task.monitor == "auc")
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, row: Tensor | None = None) -> None:
         w = self.weights(target, weight)
@@ -54,33 +54,41 @@ class ClassMeter(Pieces):
         if self.task.out_dim > 5:
             self.add("top5", _rank(scores, safe) < 5, w)
         keep = w > 0
-        self.hold(scores[keep], target[keep])
+        scores, target = scores[keep], target[keep]
+        self._count(scores, target)
+        if self._ranked():
+            self.hold(scores, target)
+
+    def _count(self, scores: Tensor, target: Tensor) -> None:
+        """Here and not by torchmetrics, whose import takes longer than many a run."""
+        said = scores.argmax(1)
+        sure, right = scores.gather(1, said[:, None])[:, 0], said == target
+        table = torch.stack([x.bincount(minlength=self.task.out_dim) for x in (target[right], said, target)])
+        edges = torch.linspace(0, 1, BINS + 1, device=sure.device)
+        place = torch.bucketize(sure.float(), edges, right=True) - 1
+        bins = place.bincount(sure.double() - right.double(), minlength=BINS + 1)
+        self.table = table if self.table is None else self.table + table
+        self.bins = bins if self.bins is None else self.bins + bins
 
     def compute(self) -> Metrics:
         out = super().compute()
-        if any(float(c) for c in self.counts.values()):
-            hits, said, true = self._counts()
+        if self.table is not None and self.bins is not None and (rows := int(self.table[2].sum())):
+            hits, said, true = self.table.double()
             there = said + true > 0  # a class that is neither true nor said does not count, as in scikit-learn
-            f1 = (2 * hits / (said + true))[there].mean()
-            out |= {"accuracy": float(hits.sum() / true.sum()), "f1": float(f1)}
+            out["accuracy"] = float(hits.sum() / rows)
+            out["f1"] = float((2 * hits / (said + true))[there].mean())
+            out["ece"] = float(self.bins.abs().sum() / rows)
         return out
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Name -> precision, recall, f1, rows."""
-        hits, said, true = self._counts()
+        hits, said, true = torch.zeros(3, self.task.out_dim) if self.table is None else self.table.double().cpu()
         columns = {"precision": hits / said, "recall": hits / true, "f1": 2 * hits / (said + true)}
         numbers = {k: v.nan_to_num(0.0).tolist() for k, v in columns.items()}
         return {
             name: {**{k: v[i] for k, v in numbers.items()}, "rows": int(true[i])}
             for i, name in enumerate(self.task.classes)
         }
-
-    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[C] each: how often a class was rightly said, said, and true."""
-        self.flush()
-        assert self.modules is not None
-        hits, wrong, _, _, true = self.modules["_counts"].compute().double().unbind(-1)
-        return hits, hits + wrong, true
 
 
 def _rank(scores: Tensor, target: Tensor) -> Tensor:

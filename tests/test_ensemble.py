@@ -167,9 +167,9 @@ def test_a_row_is_predicted_by_the_fold_that_did_not_learn_it(whole, tmp_path, m
     asked = []
     inner = Lab.predict
 
-    def predict(home, model, split, rows=None, meter=None):
+    def predict(home, model, split, rows=None, meter=None, **more):
         asked.append((split, rows))
-        return inner(home, model, split, rows, meter)
+        return inner(home, model, split, rows, meter, **more)
 
     monkeypatch.setattr(Lab, "predict", predict)
     told(tmp_path / "run", *TEAM, *WAYS["folds of two"])

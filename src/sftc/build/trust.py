@@ -82,7 +82,7 @@ def stored_config(run: Run) -> Config:
             later = {k: s for k, s in known.specs.items() if "." not in k and k not in NEEDED}
             cfg = {**{k: yaml.safe_load(s.default) for k, s in later.items()}, **cfg}
             if removed := known.removed(cfg):
-                raise Refused(f"it lacks {', '.join(removed)}; it was not written by sftc train")
+                raise Refused(f"it lacks {', '.join(removed)}; another version of sftc wrote it, or none")
             return _tamed(known.check(cfg))
         except Refused as e:
             raise Refused(f"{path}: {e}") from None

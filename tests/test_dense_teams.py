@@ -191,7 +191,7 @@ def test_honest_scores_of_pixels_are_those_of_cross_fitting(root, pair, tmp_path
     said = [r.predictions("val")[0] for r in pair]
     seed = pair[0].config["data"]["split_seed"]
     want = crossfit(
-        lambda: fusion.make("weighted", task),
+        fusion.make("weighted", task),
         torch.stack([p.scores for p in said]),
         said[0].target,
         (),

@@ -13,7 +13,7 @@ from sftc.device import Device
 from sftc.errors import Refused, Stopped
 from sftc.fusion import compare, make
 from sftc.fusion.folds import assign
-from sftc.fusion.honest import out_of_fold, tempered
+from sftc.fusion.honest import crossfit, held_together
 from sftc.losses import Soft
 from sftc.objective import Learner, Live, Objective
 from sftc.store import Run
@@ -157,10 +157,9 @@ def test_folds_of_many_answers_keep_rows_together():
     one = torch.arange(len(row))
     assert torch.equal(assign(task, target, 5, 0, one), assign(task, target, 5, 0))
     scores = torch.rand(2, len(row), 3, generator=torch.Generator().manual_seed(1)).softmax(2)
-    out = out_of_fold(lambda: make("weighted", task), scores, target, row=row)
-    leaking = out_of_fold(lambda: make("weighted", task), scores, target)
-    assert not torch.equal(out, leaking)
-    assert tempered(task, out, target, row=row).shape == out.shape
+    assert torch.equal(held_together(task, target, row=row), fold)
+    out = crossfit(make("weighted", task), scores, target, row=row)
+    assert not torch.equal(out, crossfit(make("weighted", task), scores, target))
 
 
 def test_a_bootstrap_draws_whole_rows():

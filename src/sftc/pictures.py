@@ -65,7 +65,7 @@ def _members(why: dict[str, Any]) -> Any:
     names = why["names"]
     side = min(12.0, 2.4 + 0.5 * len(names))
     figure = canvas(2 * side + 0.8, side)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharey=True)
     values = _pairs(why["disagreement"])
     top = np.nanmax(values) if np.isfinite(values).any() else 1.0
     _heat(figure, left, names, values, "disagreement", cmap="YlGnBu", vmin=0.0, vmax=top or 1.0)
@@ -88,6 +88,8 @@ def _heat(figure: Any, axes: Any, names: list[str], values: np.ndarray, title: s
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.tick_params(length=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_label_coords(0, 0)  # of none; or a place for it is looked for beside all the names, at every drawing
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
     if len(names) > WRITTEN_OUT:

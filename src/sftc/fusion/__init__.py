@@ -13,8 +13,9 @@ from sftc.fusion.cascade import Cascade
 from sftc.fusion.means import Mean, MeanLogit, Weighted
 from sftc.fusion.middles import Median, Trimmed, WeightedMedian
 from sftc.fusion.picks import Best, Greedy
-from sftc.fusion.pooling import Pooling, kind_of
+from sftc.fusion.pooling import Pooling
 from sftc.fusion.stacking import Features, Stacking
+from sftc.fusion.targets import kind_of
 from sftc.fusion.temperature import Temperature
 from sftc.fusion.votes import Rank, Vote, WeightedVote
 from sftc.types import Task

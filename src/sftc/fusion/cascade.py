@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sftc.errors import Refused
 from sftc.fusion.measures import row_values
-from sftc.fusion.pooling import PROBABILITIES, Pooling, absent, given, pool
+from sftc.fusion.pooling import Pooling, absent, given, pool
+from sftc.fusion.targets import PROBABILITIES
 from sftc.types import Task
 
 
@@ -40,8 +42,22 @@ class Cascade(Pooling):
         self.cost = float("nan")
 
     def fit(self, scores: Tensor, target: Tensor, features: Sequence[Tensor] = ()) -> None:
+        self._learn(scores, target, self._full(scores, target))
+
+    def fit_folds(self, scores: Tensor, target: Tensor, fold: Tensor, features: Sequence[Tensor] = ()) -> list[Self]:
+        full, parts = self._full(scores, target), self._copies(fold)
+        for k, part in enumerate(parts):
+            part._learn(scores, target, full.masked_fill(fold == k, torch.nan))
+        self._learn(scores, target, full)
+        return parts
+
+    def _full(self, scores: Tensor, target: Tensor) -> Tensor:
+        """[N]: how right the mean of all members is; NaN where that is not known."""
+        return row_values(self.task, "accuracy", pool(scores), target)
+
+    def _learn(self, scores: Tensor, target: Tensor, full: Tensor) -> None:
+        """From the rows of which `full` [N] is known."""
         order = self.fitting(self.costs, scores).argsort(stable=True)
-        full = row_values(self.task, "accuracy", pool(scores), target)
         rows = (~full.isnan()).nonzero()[:, 0]
         if not len(rows):
             raise Refused("fuse=cascade finds no labelled row with an answer; give validation rows with labels")

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from sftc.errors import Refused
-from sftc.fusion.folds import assign, labelled
-from sftc.fusion.pooling import absent, kind_of, pool
+from sftc.fusion.folds import assign
+from sftc.fusion.pooling import absent, pool
+from sftc.fusion.targets import kind_of, labelled
 from sftc.types import Task
 
 ALPHAS = (1e4, 1e3, 1e2, 1e1, 1.0)
 INNER = 5
 BLOCK = 1 << 23  # numbers of a temporary
+FEWEST = 3  # folds of which the others can be the inner ones
 LEAST = 0.01  # no answer falls below this share of the plain mean: a line can cross 0, and a log cannot follow
+
+Products = tuple[Tensor, Tensor, Tensor]  # of K folds: X'X [K, C, M + 1, M + 1], X'r [K, C, M + 1], r'r [K, C]
 
 
 def fit(task: Task, scores: Tensor, target: Tensor, alpha: float | None = None) -> dict[str, Tensor]:
@@ -29,15 +33,44 @@ def fit(task: Task, scores: Tensor, target: Tensor, alpha: float | None = None) 
     Raises:
         Refused: fewer labelled and answered rows than folds of the inner cross-validation.
     """
-    rows = (labelled(target) & ~torch.stack([absent(m) for m in scores]).all(0)).nonzero()[:, 0]
-    if len(rows) < INNER:
-        raise Refused(f"fuse=stacking needs {INNER} labelled rows or more and has {len(rows)}; use fuse=mean")
-    fold = assign(task, target[rows], INNER)
-    rows = rows[fold.argsort(stable=True)]
-    gram, cross, square = _products(task, scores, target, rows, fold.bincount(minlength=INNER).cumsum(0).tolist())
-    if alpha is None:
-        alpha = min(ALPHAS, key=lambda a: _held_out(gram, cross, square, a))
-    weights = _solve(gram.sum(0), cross.sum(0), alpha)  # [C, M + 1]
+    rows = _known(scores, target)
+    _expect(len(rows))
+    return _state(_products(task, scores, target, rows, assign(task, target[rows], INNER), INNER), alpha)
+
+
+def fit_folds(
+    task: Task, scores: Tensor, target: Tensor, fold: Tensor, alpha: float | None = None
+) -> list[dict[str, Tensor]]:
+    """Fitted on all rows, then without the rows of each fold; for each of these the other folds are the inner ones, so
+    that one pass over the scores serves all.
+
+    Raises:
+        Refused: as of `fit`.
+    """
+    count = int(fold.max()) + 1
+    rows = _known(scores, target)
+    _expect(len(rows) - int(fold[rows].bincount(minlength=count).max()))
+    gram, cross, square = _products(task, scores, target, rows, fold[rows], count)
+    out = [_state((gram, cross, square), alpha)]
+    for k in range(count):
+        others = torch.arange(count) != k
+        out.append(_state((gram[others], cross[others], square[others]), alpha))
+    return out
+
+
+def _known(scores: Tensor, target: Tensor) -> Tensor:
+    """Numbers of the rows that are labelled and answered."""
+    return (labelled(target) & ~torch.stack([absent(m) for m in scores]).all(0)).nonzero()[:, 0]
+
+
+def _expect(rows: int) -> None:
+    if rows < INNER:
+        raise Refused(f"fuse=stacking needs {INNER} labelled rows or more and has {rows}; use fuse=mean")
+
+
+def _state(products: Products, alpha: float | None) -> dict[str, Tensor]:
+    gram, cross, _ = products
+    weights = _solve(gram.sum(0), cross.sum(0), _alpha(products) if alpha is None else alpha)  # [C, M + 1]
     return {"deviation": weights[:, :-1].T.contiguous(), "bias": weights[:, -1].contiguous()}
 
 
@@ -54,13 +87,10 @@ def apply(task: Task, state: dict[str, Tensor], scores: Tensor) -> Tensor:
     return torch.minimum(out, 1 - LEAST * (1 - mean))
 
 
-def _products(
-    task: Task, scores: Tensor, target: Tensor, rows: Tensor, ends: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the regression of truth - mean on members and 1, by fold: X'X [K, C, M+1, M+1], X'r [K, C, M+1], r'r [K, C].
-
-    `rows` are sorted by fold, `ends` say where each of the K ends.
-    """
+def _products(task: Task, scores: Tensor, target: Tensor, rows: Tensor, fold: Tensor, folds: int) -> Products:
+    """Of the regression of truth - mean on members and 1, over `rows` [n], by the fold [n] of each."""
+    rows = rows[fold.argsort(stable=True)]
+    ends = fold.bincount(minlength=folds).cumsum(0).tolist()
     members, _, outputs = scores.shape
     gram = torch.empty(len(ends), outputs, members + 1, members + 1, dtype=torch.float64)
     cross, square = torch.empty_like(gram[..., 0]), torch.empty_like(gram[..., 0, 0])
@@ -93,11 +123,27 @@ def _solve(gram: Tensor, cross: Tensor, alpha: float) -> Tensor:
     """[C, M + 1]; the last one, the bias, is not punished beyond what keeps a class without rows solvable."""
     penalty = torch.full((gram.shape[-1],), float(alpha), dtype=torch.float64)
     penalty[-1] = 1e-6
-    return torch.linalg.solve(gram + penalty.diag(), cross)
+    system = gram + penalty.diag()
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed.any()):  # products of float32 that alpha cannot make definite
+        return torch.linalg.solve(system, cross)
+    return torch.cholesky_solve(cross[..., None], factor)[..., 0]
 
 
-def _held_out(gram: Tensor, cross: Tensor, square: Tensor, alpha: float) -> float:
+def _alpha(products: Products) -> float:
+    """From the strongest on, as long as held-out loss falls."""
+    best, chosen = float("inf"), ALPHAS[0]
+    for alpha in ALPHAS:
+        loss = _held_out(products, alpha)
+        if loss >= best:
+            break
+        best, chosen = loss, alpha
+    return chosen
+
+
+def _held_out(products: Products, alpha: float) -> float:
     """The sum of squared errors of each fold under the weights of the others."""
+    gram, cross, square = products
     loss = 0.0
     for k in range(len(gram)):
         w = _solve(gram.sum(0) - gram[k], cross.sum(0) - cross[k], alpha)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sftc.errors import Refused
 from sftc.fusion.measures import METRICS, row_values, total
-from sftc.fusion.pooling import kind_of
+from sftc.fusion.targets import kind_of
 from sftc.types import Task
 
 DRAWS = 1000

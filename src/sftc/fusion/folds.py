@@ -1,17 +1,12 @@
-"""Which rows are held out together, and how a target is hidden."""
+"""Which rows are held out together."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sftc.fusion.pooling import kind_of
+from sftc.fusion.targets import kind_of, labelled
 from sftc.types import Task
-
-
-def labelled(target: Tensor) -> Tensor:
-    """[N]: rows with something known; -1 is unknown of classes, NaN of labels and values."""
-    return ~target.isnan().all(1) if target.is_floating_point() else target >= 0
 
 
 def assign(task: Task, target: Tensor, folds: int, seed: int = 0, row: Tensor | None = None) -> Tensor:
@@ -38,10 +33,3 @@ def _some(target: Tensor) -> Tensor:
     """[N]: rows with something known, of whatever many answers."""
     known = labelled(target)
     return known if known.ndim == 1 else known.flatten(1).any(1)
-
-
-def hidden(target: Tensor, rows: Tensor) -> Tensor:
-    """`target` with these rows unlabelled."""
-    out = target.clone()
-    out[rows] = float("nan") if out.is_floating_point() else -1
-    return out

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sftc.errors import Refused, choose
-from sftc.fusion.folds import assign, labelled
-from sftc.fusion.pooling import kind_of
+from sftc.fusion.folds import assign
+from sftc.fusion.targets import kind_of, labelled
 from sftc.types import Task
 
 MODELS = {"classes": ("logistic", "mlp"), "labels": ("logistic", "mlp"), "values": ("ridge", "mlp")}

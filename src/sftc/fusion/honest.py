@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sftc.errors import Refused
-from sftc.fusion.folds import assign, hidden, labelled
-from sftc.fusion.pooling import Pooling, kind_of
+from sftc.fusion.folds import assign
+from sftc.fusion.pooling import Pooling
+from sftc.fusion.targets import kind_of, labelled
 from sftc.fusion.temperature import Temperature
 from sftc.types import Task
 
@@ -17,7 +18,7 @@ FOLDS = 5
 
 
 def crossfit(
-    make_fuser: Callable[[], Pooling],
+    fuser: Pooling,
     scores: Tensor,
     target: Tensor,
     features: Sequence[Tensor] = (),
@@ -27,7 +28,8 @@ def crossfit(
 ) -> Tensor:
     """Fused scores [N, C] of all rows, each by a fuser and a temperature that have not seen its label.
 
-    Folds are stratified by class and a pure function of (target, folds, seed). Unlabelled rows get scores too.
+    Folds are stratified by class and a pure function of (target, folds, seed). Unlabelled rows get scores too. `fuser`
+    itself is fitted on all rows.
 
     Args:
         row: [N] which row each answer is about, where rows have several: those of one are held out together.
@@ -35,61 +37,57 @@ def crossfit(
     Raises:
         Refused: fewer than two labelled rows or folds.
     """
-    raw = out_of_fold(make_fuser, scores, target, features, folds, seed, row)
-    return tempered(make_fuser().task, raw, target, folds, seed, row)
+    fold = held_together(fuser.task, target, folds, seed, row)
+    out, _ = out_of_fold(fuser, scores, target, fold, features)
+    return out if kind_of(fuser.task) == "values" else tempered(Temperature(fuser.task), out, target, fold)[0]
 
 
 def out_of_fold(
-    make_fuser: Callable[[], Pooling],
-    scores: Tensor,
-    target: Tensor,
-    features: Sequence[Tensor] = (),
-    folds: int = FOLDS,
-    seed: int = 0,
-    row: Tensor | None = None,
-    fitted: Callable[[Pooling], None] = lambda fuser: None,
-) -> Tensor:
-    """`crossfit` without a temperature: what the temperature that is kept is best fitted on.
+    fuser: Pooling, scores: Tensor, target: Tensor, fold: Tensor, features: Sequence[Tensor] = ()
+) -> tuple[Tensor, list[Pooling]]:
+    """`crossfit` without a temperature, by folds [N]; and the fuser of each fold, none if there is nothing to fit.
 
-    A fold is held out by hiding its labels, which `Pooling.fit` leaves out: no copy of the scores is made for it.
-
-    Args:
-        fitted: is handed the fuser of each fold, in their order; none if a rule has nothing to fit.
+    Raises:
+        Refused: there is only one fold.
     """
-    fuser = make_fuser()
     if not fuser.needs_fit:
-        return fuser.apply(scores, features)
-    fold = _folds(fuser.task, target, folds, seed, row)
+        return fuser.apply(scores, features), []
+    _expect(target, fold)
+    parts = fuser.fit_folds(scores, target, fold, features)
     out = torch.empty(scores.shape[1:], dtype=scores.dtype)
-    for k in range(int(fold.max()) + 1):
-        held = (fold == k).nonzero()[:, 0]
-        fuser = make_fuser()
-        fuser.fit(scores, hidden(target, held), features)
-        fitted(fuser)
-        out[held] = fuser.apply(scores[:, held], [f[held] for f in features])
-    return out
+    for k, part in enumerate(parts):
+        held = _answers(fold, k)
+        out[held] = part.apply(scores[:, held], [f[held] for f in features])
+    return out, list(parts)
 
 
-def tempered(
-    task: Task, fused: Tensor, target: Tensor, folds: int = FOLDS, seed: int = 0, row: Tensor | None = None
-) -> Tensor:
-    """`fused` [N, C] at a temperature: of each fold at the one fitted on the others. Values are passed on."""
-    if kind_of(task) == "values":
-        return fused
-    fold = _folds(task, target, folds, seed, row)
+def tempered(temperature: Temperature, fused: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, list[Temperature]]:
+    """`fused` [N, C], of each fold [N] at a temperature fitted on the others; and these. `temperature` is of all."""
+    _expect(target, fold)
+    parts = temperature.fit_folds(fused, target, fold)
     out = fused.clone()
-    last = 0.0
-    for k in range(int(fold.max()) + 1):
-        held = fold == k
-        temperature = Temperature(task).fit(fused[~held], target[~held], start=last)
-        out[held] = temperature.apply(fused[held])
-        last = temperature.log_t
-    return out
+    for k, part in enumerate(parts):
+        held = _answers(fold, k)
+        out[held] = part.apply(fused[held])
+    return out, parts
 
 
-def _folds(task: Task, target: Tensor, folds: int, seed: int, row: Tensor | None) -> Tensor:
+def held_together(task: Task, target: Tensor, folds: int = FOLDS, seed: int = 0, row: Tensor | None = None) -> Tensor:
+    """[N] number of the fold of each answer, as of `crossfit`; one fold if there are not two labelled rows."""
     known = labelled(target)
     rows = int(known.sum()) if row is None else len(row[known].unique())
-    if folds < 2 or rows < 2:
-        raise Refused(f"cross-fitting needs 2 folds and 2 labelled rows at least; there are {folds} and {rows}")
-    return assign(task, target, min(folds, rows), seed, row)
+    return assign(task, target, max(1, min(folds, rows)), seed, row)
+
+
+def _answers(fold: Tensor, k: int) -> Tensor | slice:
+    """Which answers are of fold k: a slice where folds are sorted, so that no scores are copied."""
+    held = (fold == k).nonzero()[:, 0]
+    if len(held) and int(held[-1]) - int(held[0]) + 1 == len(held):
+        return slice(int(held[0]), int(held[-1]) + 1)
+    return held
+
+
+def _expect(target: Tensor, fold: Tensor) -> None:
+    if int(fold.max()) < 1:
+        known = int(labelled(target).sum())
+        raise Refused(f"cross-fitting needs 2 folds and 2 labelled rows at least; there are 1 and {known}")

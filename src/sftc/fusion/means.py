@@ -10,7 +10,8 @@ from torch import Tensor
 from sftc.errors import Refused, choose
 from sftc.fusion import simplex
 from sftc.fusion.measures import known_columns, row_values
-from sftc.fusion.pooling import PROBABILITIES, Pooling, given, pool
+from sftc.fusion.pooling import Pooling, given, pool
+from sftc.fusion.targets import PROBABILITIES
 from sftc.types import Task
 
 HOW = ("given", "score", "nll")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sftc.errors import Refused
-from sftc.fusion.pooling import absent, kind_of
+from sftc.fusion.pooling import absent
+from sftc.fusion.targets import kind_of
 from sftc.types import Task
 
 FLOOR = torch.finfo(torch.float32).tiny  # as in `Classification.logits`: a probability of 0 costs 87, not infinity
@@ -23,7 +24,7 @@ def row_values(task: Task, metric: str, scores: Tensor, target: Tensor) -> Tenso
         known = (target >= 0) & answered
         safe = target.clamp_min(0)
         if metric == "accuracy":
-            value = (scores.argmax(1) == safe).double()
+            value = (first(scores) == safe).double()
         else:
             value = -scores.gather(1, safe[:, None])[:, 0].double().clamp_min(FLOOR).log()
         return value.masked_fill(~known, torch.nan)
@@ -35,6 +36,11 @@ def row_values(task: Task, metric: str, scores: Tensor, target: Tensor) -> Tenso
     else:
         value = (scores.double() - target.double()) ** 2
     return value.masked_fill(~known, 0).sum(1) / known.sum(1)  # 0 / 0 is the NaN of a row without any
+
+
+def first(scores: Tensor) -> Tensor:
+    """[N]: the class of each row. As argmax, of which numpy's is three times faster than torch's on short rows."""
+    return torch.from_numpy(scores.numpy().argmax(1))
 
 
 def total(metric: str, mean: Tensor) -> Tensor:

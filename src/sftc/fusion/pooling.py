@@ -5,17 +5,16 @@ Scores of 50 members can be 200 MB: everything here goes through them member by 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sftc.errors import Refused
+from sftc.fusion.targets import ANY, hidden, kind_of
 from sftc.types import Task
-
-KINDS = ("classes", "labels", "values")
-ANY = frozenset(KINDS)
-PROBABILITIES = frozenset({"classes", "labels"})
 
 
 class Pooling:
@@ -43,6 +42,18 @@ class Pooling:
     def fit(self, scores: Tensor, target: Tensor, features: Sequence[Tensor] = ()) -> None:
         """Learn from held-out rows: scores [M, N, C], target [N] or [N, C], features of [N, F]. Unlabelled rows and
         rows nobody answered are left out."""
+
+    def fit_folds(self, scores: Tensor, target: Tensor, fold: Tensor, features: Sequence[Tensor] = ()) -> list[Self]:
+        """`fit`; and for each fold of `fold` [N] a copy that was fitted without its rows. Rules that can share the work
+        of these fits do. A fold is held out by hiding its labels: no copy of the scores is made for it."""
+        parts = self._copies(fold)
+        for k, part in enumerate(parts):
+            part.fit(scores, hidden(target, fold == k), features)
+        self.fit(scores, target, features)
+        return parts
+
+    def _copies(self, fold: Tensor) -> list[Self]:
+        return [copy.copy(self) for _ in range(int(fold.max()) + 1)]
 
     def apply(self, scores: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         """[N, C] in the type of `scores`; members without an answer are left out of a row, nobody's answer is NaN."""
@@ -76,11 +87,6 @@ class Pooling:
         return per_member
 
 
-def kind_of(task: Task) -> str:
-    """classes, labels or values."""
-    return next(kind for kind in KINDS if kind in task.offers)
-
-
 def given(rule: str, key: str, numbers: Sequence[float] | None) -> Tensor:
     """`numbers`, one per member, as a float64 tensor. Raises Refused: none, negative or all zero."""
     if numbers is None:
@@ -106,6 +112,19 @@ def pool(scores: Tensor, weights: Tensor | None = None, change: Callable[[Tensor
 
     A row that only members of weight 0 answered is their plain mean: a doubtful answer is better than none.
     """
+    if change is None and (weights is None or bool(weights.any())):
+        # One look at the sum says whether anybody left a gap; most teams have none.
+        counts = [1.0] * len(scores) if weights is None else weights.tolist()
+        total = scores.new_zeros(scores.shape[1:], dtype=torch.float64)
+        for weight, member in zip(counts, scores, strict=True):
+            if weight:
+                total.add_(member, alpha=weight)
+        if not bool(absent(total).any()):
+            return total.div_(sum(counts))
+    return _with_gaps(scores, weights, change)
+
+
+def _with_gaps(scores: Tensor, weights: Tensor | None, change: Callable[[Tensor], Tensor] | None) -> Tensor:
     total = scores.new_zeros(scores.shape[1:], dtype=torch.float64)
     count = scores.new_zeros(scores.shape[1], dtype=torch.float64)
     for m, member in enumerate(scores):

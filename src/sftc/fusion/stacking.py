@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sftc.errors import Refused
 from sftc.fusion import classwise, heads
-from sftc.fusion.folds import labelled
 from sftc.fusion.pooling import Pooling, absent, pool
+from sftc.fusion.targets import labelled
 from sftc.types import Task
 
 SURE = 1e-7  # log-probabilities end here: what is less likely says no more
@@ -38,8 +39,8 @@ class Stacking(Pooling):
         self.columns = columns
 
     def fit(self, scores: Tensor, target: Tensor, features: Sequence[Tensor] = ()) -> None:
-        rows = labelled(target) & ~torch.stack([absent(m) for m in scores]).all(0)
-        if self.model != "logistic" or len(scores) * scores.shape[2] <= self.columns:
+        if not self._classwise(scores):
+            rows = labelled(target) & ~torch.stack([absent(m) for m in scores]).all(0)
             centers = _centers(features, rows)
             x = torch.cat([self._columns(scores[:, rows]), *_filled([f[rows] for f in features], centers)], 1)
             self.learnt = centers | heads.fit(self.task, self.model, x, target[rows], self.alpha)
@@ -50,6 +51,18 @@ class Stacking(Pooling):
             )
         else:
             self.learnt = classwise.fit(self.task, scores, target, self.alpha)
+
+    def fit_folds(self, scores: Tensor, target: Tensor, fold: Tensor, features: Sequence[Tensor] = ()) -> list[Self]:
+        parts = self._copies(fold)
+        if features or not self._classwise(scores) or len(parts) < classwise.FEWEST:
+            return super().fit_folds(scores, target, fold, features)
+        self.learnt, *states = classwise.fit_folds(self.task, scores, target, fold, self.alpha)
+        for part, state in zip(parts, states, strict=True):
+            part.learnt = state
+        return parts
+
+    def _classwise(self, scores: Tensor) -> bool:
+        return self.model == "logistic" and len(scores) * scores.shape[2] > self.columns
 
     def apply(self, scores: Tensor, features: Sequence[Tensor] = ()) -> Tensor:
         if "deviation" in self.learnt:

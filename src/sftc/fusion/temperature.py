@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sftc.errors import Refused
-from sftc.fusion.folds import labelled
-from sftc.fusion.pooling import kind_of
+from sftc.fusion.pooling import absent
+from sftc.fusion.targets import kind_of, labelled
 from sftc.types import Task
 
 WIDEST = 4.0  # |log T| ends here: rows that are all wrong would go on for ever
 STEPS = 60
-NEAR = 1e-5  # in log T, where NLL is flat
+NEAR = 1e-2  # a step in log T after which Halley's next would be about its cube
+DIGITS = 4  # of log T, where NLL is flat
 
 
 class Temperature:
@@ -40,64 +41,53 @@ class Temperature:
     def value(self) -> float:
         return math.exp(self.log_t)
 
-    def fit(self, scores: Tensor, target: Tensor, start: float = 0.0) -> Temperature:
-        """Find T on held-out scores [N, C]; unlabelled and unanswered rows are left out. `start` only saves steps.
+    def fit(self, scores: Tensor, target: Tensor) -> Temperature:
+        """Find T on held-out scores [N, C]; unlabelled and unanswered rows are left out.
 
         Of n rows each counts to 0.5 / (n + 1) as one whose label is the likeliest other one (of labels: its opposite).
-        What is minimised is convex in 1/T, so its slope says on which side of T to look on: Newton's step where that
-        stays between the bounds known so far, else their middle in log T.
         """
-        self.log_t = 0.0
-        keep = labelled(target) & ~scores.isnan().any(1)
-        if not bool(keep.any()):
-            return self
-        logits, target = self.task.logits(scores[keep]), target[keep]
-        aim = self._aim(logits, target)
-        low, high, log_t = -WIDEST, WIDEST, start
-        for _ in range(STEPS):
-            sharp = math.exp(-log_t)
-            slope, bend = self._slopes(logits, target, aim, sharp)
-            low, high = (log_t, high) if slope > 0 else (low, log_t)
-            newton = sharp - slope / bend if bend > 0 else 0.0
-            step = -math.log(newton) if newton > 0 else math.inf
-            before, log_t = log_t, step if low <= step <= high else (low + high) / 2
-            if abs(log_t - before) < NEAR:
-                break
-        if self._nll(logits / math.exp(log_t), target) < self._nll(logits, target):
-            self.log_t = log_t
+        rows = _Rows(self.task, scores, target)
+        self._learn(rows, slice(None), rows.nll(1.0))
         return self
 
-    def _aim(self, logits: Tensor, target: Tensor) -> Tensor:
-        """What the mean logit of a row is held against: the one of its label, and a little that of another."""
-        if kind_of(self.task) == "classes":
-            missed = 0.5 / (len(target) + 1)
-            own = logits.gather(1, target[:, None])
-            other = logits.scatter(1, target[:, None], -torch.inf).amax(1)
-            return (1 - missed) * own[:, 0] + missed * other
-        known = ~target.isnan()
-        missed = 0.5 / (known.any(1).sum() + 1)
-        return (1 - missed) * target[known] + missed * (1 - target[known])
+    def fit_folds(self, scores: Tensor, target: Tensor, fold: Tensor) -> list[Temperature]:
+        """`fit`; and for each fold of `fold` [N] another, found without its rows."""
+        rows = _Rows(self.task, scores, target)
+        plain = rows.nll(1.0)
+        start = self._learn(rows, slice(None), plain)
+        parts = [Temperature(self.task) for _ in range(int(fold.max()) + 1)]
+        for k, part in enumerate(parts):
+            part._learn(rows, fold[rows.at] != k, plain, start)
+        return parts
 
-    def _slopes(self, logits: Tensor, target: Tensor, aim: Tensor, sharp: float) -> tuple[float, float]:
-        """First and second derivative of what is minimised by sharp = 1/T."""
-        if kind_of(self.task) == "classes":
-            p = (logits * sharp).softmax(1)
-            weighted = p.mul_(logits)
-            mean = weighted.sum(1)
+    def _learn(self, rows: _Rows, keep: Tensor | slice, plain: Tensor, log_t: float = 0.0) -> float:
+        """The log T of least NLL over the rows to `keep`; `plain` [R] is theirs at T = 1, `log_t` where to begin.
+
+        What is minimised is convex in 1/T, so its slope says on which side of T to look on: Halley's step where that
+        stays between the bounds known so far, else their middle in log T. It is rounded, so that nothing of where it
+        began is left in it: that may have seen rows that are held out.
+        """
+        self.log_t = 0.0
+        if not len(rows.at[keep]):
+            return log_t
+        aim = rows.aim(keep)
+        low, high = -WIDEST, WIDEST
+        for _ in range(STEPS):
+            sharp = math.exp(-log_t)
+            mean, bend, turn = (_mean(moment, keep) for moment in rows.moments(sharp))
             slope = mean - aim
-            bend = (weighted * logits).sum(1) - mean**2
-        else:
-            known = ~target.isnan()
-            z, p = logits[known], (logits[known] * sharp).sigmoid()
-            slope, bend = (p - aim) * z, p * (1 - p) * z**2
-        return float(slope.double().mean()), float(bend.double().mean())
-
-    def _nll(self, logits: Tensor, target: Tensor) -> float:
-        if kind_of(self.task) == "classes":
-            return float(F.cross_entropy(logits, target, reduction="none").double().mean())
-        known = ~target.isnan()
-        value = F.binary_cross_entropy_with_logits(logits[known], target[known].to(logits.dtype), reduction="none")
-        return float(value.double().mean())
+            low, high = (log_t, high) if slope > 0 else (low, log_t)
+            below = 2 * bend**2 - slope * turn
+            halley = sharp - 2 * slope * bend / below if below > 0 else 0.0
+            step = -math.log(halley) if halley > 0 else math.inf
+            cubic = low <= step <= high
+            before, log_t = log_t, step if cubic else (low + high) / 2
+            if abs(log_t - before) < (NEAR if cubic else NEAR**3):
+                break
+        log_t = round(log_t, DIGITS)
+        if _mean(rows.nll(math.exp(-log_t)), keep) < _mean(plain, keep):
+            self.log_t = log_t
+        return log_t
 
     def apply(self, scores: Tensor) -> Tensor:
         """[N, C]; the very same tensor at T = 1."""
@@ -110,3 +100,47 @@ class Temperature:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from the state of another one."""
         self.log_t = float(state["log_t"])
+
+
+class _Rows:
+    """NLL by sharp = 1/T of the labelled and answered rows; of labels, of each known one.
+
+    It is A(sharp) - own * sharp, with A the log of what logits * sharp are normalised by: an exponential family.
+    """
+
+    def __init__(self, task: Task, scores: Tensor, target: Tensor) -> None:
+        self.at = (labelled(target) & ~absent(scores)).nonzero()[:, 0]  # [R] which row of the scores each is
+        if len(self.at) < len(target):
+            scores, target = scores[self.at], target[self.at]
+        self.logits = task.logits(scores)  # [R, C], of labels [R]
+        # [R] what the mean logit of a row is held against: that of its label, and that of the likeliest other one.
+        if kind_of(task) == "classes":
+            self.own = self.logits.gather(1, target[:, None])[:, 0]
+            self.other = self.logits.scatter(1, target[:, None], -torch.inf).amax(1)
+        else:
+            known = ~target.isnan()
+            self.at, self.logits = self.at[known.nonzero()[:, 0]], self.logits[known]
+            self.own, self.other = self.logits * target[known], self.logits * (1 - target[known])
+
+    def aim(self, keep: Tensor | slice) -> float:
+        missed = 0.5 / (len(self.at[keep].unique_consecutive()) + 1)
+        return _mean((1 - missed) * self.own + missed * self.other, keep)
+
+    def nll(self, sharp: float) -> Tensor:
+        """[R]"""
+        z = self.logits * sharp
+        return (z.logsumexp(1) if z.ndim == 2 else F.softplus(z)) - self.own * sharp
+
+    def moments(self, sharp: float) -> tuple[Tensor, Tensor, Tensor]:
+        """[R] each: the first three derivatives of A, which are the first three central moments of the logit."""
+        if self.logits.ndim == 2:
+            p = (self.logits * sharp).softmax(1)
+            mean, square, cube = (p.mul_(self.logits).sum(1) for _ in range(3))
+            return mean, square - mean**2, cube - 3 * mean * square + 2 * mean**3
+        z, p = self.logits, (self.logits * sharp).sigmoid()
+        bend = p * (1 - p) * z**2
+        return p * z, bend, bend * (1 - 2 * p) * z
+
+
+def _mean(value: Tensor, keep: Tensor | slice) -> float:
+    return float(value[keep].double().mean())

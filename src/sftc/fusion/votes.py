@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sftc.fusion.pooling import PROBABILITIES, Pooling, absent, answers, given, pool
+from sftc.fusion.measures import first
+from sftc.fusion.pooling import Pooling, absent, answers, given, pool
+from sftc.fusion.targets import PROBABILITIES
 from sftc.types import Task
 
 TIE = 1e-9  # shares of votes nearer than this are the same
@@ -86,7 +88,7 @@ def _votes(kind: str, scores: Tensor, weights: Tensor | None = None) -> Tensor:
     votes = scores.new_zeros(scores.shape[1:], dtype=torch.float64)
     for m, member in enumerate(scores):
         here = ~absent(member) * (1.0 if weights is None else float(weights[m]))
-        votes.scatter_add_(1, member.argmax(1, keepdim=True), here.double()[:, None])
+        votes.scatter_add_(1, first(member)[:, None], here.double()[:, None])
     count = votes.sum(1, keepdim=True)
     lost = count[:, 0] == 0
     votes /= count

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from sftc.fusion.honest import FOLDS, crossfit
-from sftc.fusion.measures import METRICS, measure
-from sftc.fusion.pooling import Pooling, absent, kind_of
+from sftc.fusion.measures import METRICS, first, measure
+from sftc.fusion.pooling import Pooling, absent
+from sftc.fusion.targets import kind_of
 from sftc.types import Task
 
 
@@ -35,7 +36,7 @@ def leave_one_out(
         fuser = make_fuser(members)
         team = scores if members == everybody else scores[members]
         if folds:
-            out = crossfit(lambda: make_fuser(members), team, target, features, folds, seed)
+            out = crossfit(fuser, team, target, features, folds, seed)
         else:
             fuser.fit(team, target, features)
             out = fuser.apply(team, features)
@@ -50,7 +51,7 @@ def leave_one_out(
     return dict(zip(metrics, gains, strict=True))
 
 
-def disagreement(task: Task, scores: Tensor) -> Tensor:
+def disagreement(task: Task, scores: Iterable[Tensor]) -> Tensor:
     """[M, M]: the share of rows two members name another class for, of labels that they set otherwise; of values the
     root of the mean squared distance. Over rows both answered; NaN where there is none."""
     said = torch.stack([_said(task, member) for member in scores])  # [M, N, K]
@@ -63,7 +64,7 @@ def disagreement(task: Task, scores: Tensor) -> Tensor:
     return out.sqrt() if kind_of(task) == "values" else out
 
 
-def error_correlation(task: Task, scores: Tensor, target: Tensor) -> Tensor:
+def error_correlation(task: Task, scores: Iterable[Tensor], target: Tensor) -> Tensor:
     """[M, M]: Pearson's correlation of errors: 1 or 0 of classes and labels, answer less truth of values. Over what
     both answered; 0 where one of them is always right or always wrong, which correlates with nothing."""
     wrong = torch.stack([_error(task, member, target).flatten() for member in scores])
@@ -97,7 +98,7 @@ def per_class(task: Task, fused: Tensor, single: Tensor, target: Tensor) -> dict
 def _said(task: Task, member: Tensor) -> Tensor:
     """[N, K]: the class, the labels that are set, or the values; NaN without an answer."""
     kind = kind_of(task)
-    said = member if kind == "values" else member.argmax(1)[:, None] if kind == "classes" else member >= 0.5
+    said = member if kind == "values" else first(member)[:, None] if kind == "classes" else member >= 0.5
     return said.double().masked_fill(absent(member)[:, None], torch.nan)
 
 

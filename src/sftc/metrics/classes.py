@@ -45,12 +45,13 @@ class ClassMeter(Pieces):
             self.dense = True
             logits, target, w = logits.movedim(1, -1).flatten(0, -2), target.flatten(), w.flatten()
         scores = self.task.scores(logits)
-        log_p = torch.log_softmax(logits.double(), 1)
         safe = target.clamp_min(0)
-        self.add("nll", -log_p.gather(1, safe[:, None])[:, 0], w)
+        own = safe[:, None]
+        fine = logits if logits.dtype == torch.float64 else logits.float()
+        self.add("nll", -fine.log_softmax(1).gather(1, own)[:, 0], w)
         # Brier (1950), summed over classes: 0 is perfect, 2 the worst.
-        true = torch.nn.functional.one_hot(safe, self.task.out_dim)
-        self.add("brier", ((scores - true) ** 2).sum(1), w)
+        missed = scores.scatter_add(1, own, scores.new_full((1, 1), -1.0).expand(len(own), 1))
+        self.add("brier", missed.square_().sum(1), w)
         if self.task.out_dim > 5:
             self.add("top5", _rank(scores, safe) < 5, w)
         keep = w > 0

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sftc import fusion
-from sftc.fusion.folds import assign
-from sftc.fusion.honest import FOLDS
 from sftc.positions import SAMPLE, Gathered, Positions, Said
 from sftc.types import Metrics, Predictions, Task
 
@@ -48,13 +45,11 @@ class Everywhere:
     """A fitted rule on all pixels: on validation of each row by a rule that was fitted on others, as on the sample.
 
     Args:
-        held: fused scores of the sample, each by a rule that had not seen its row.
+        fold: of each pixel of the sample of validation.
     """
 
-    def __init__(self, outcome: Outcome, said: dict[str, list[Positions]], held: Tensor, heat: bool, seed: int) -> None:
-        self.outcome, self.said, self.seed = outcome, said, seed
-        self.first = said["val"][0].sample()
-        self.held, self.heat = held, heat
+    def __init__(self, outcome: Outcome, said: dict[str, list[Positions]], fold: Tensor) -> None:
+        self.outcome, self.said, self.fold = outcome, said, fold
 
     def metrics(self) -> dict[str, Metrics]:
         out = {}
@@ -79,18 +74,12 @@ class Everywhere:
         return _heated(self.outcome.task, fused, self.outcome.temperature)
 
     def _honest(self) -> Fuse:
-        """By folds of whole rows; those of `fusion.honest`, where the sample has all rows."""
-        task, first = self.outcome.task, self.first
-        rows = first.row.unique()
-        count = min(FOLDS, len(rows))
-        fold = assign(task, first.target, count, self.seed, first.row)
-        of_row = torch.zeros(int(rows.max()) + 1, dtype=torch.long).index_copy(0, first.row, fold)
-        rules = self.outcome.of_folds or [self.outcome.make()] * count
-        heats = []
-        for k in range(count):
-            others = fold != k
-            heat = fusion.Temperature(task).fit(self.held[others], first.target[others]) if self.heat else None
-            heats.append(1.0 if heat is None else heat.value)
+        """By the folds of the sample, which are of whole rows; a row without a place in the sample is in the first."""
+        task, row, fold = self.outcome.task, self.outcome.voices[0].found["val"].row, self.fold
+        of_row = torch.zeros(int(row.max()) + 1, dtype=torch.long).index_copy(0, row, fold)
+        count = int(fold.max()) + 1
+        rules = self.outcome.of_folds or [self.outcome.pooling] * count
+        heats = [heat.value for heat in self.outcome.heats] or [1.0] * count
 
         def fuse(said: Tensor, row: Tensor) -> Tensor:
             out = torch.empty(said.shape[1:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sftc import fusion
@@ -19,6 +18,7 @@ from sftc.lab import Lab, teams
 from sftc.positions import SAMPLE, Positions, sampled
 from sftc.strategies import dense, heldout, souping, weighing
 from sftc.strategies.members import Unit
+from sftc.strategies.panel import Panel
 from sftc.types import Metrics, Predictions
 
 ALL = ("vote", "mean", "mean_logit", "rank", "median", "trimmed", "weighted", "greedy", "stacking", "cascade")
@@ -48,9 +48,7 @@ class Voice:
 class Outcome:
     """A rule, fitted: its honest scores on validation, its scores on test, and what they are worth."""
 
-    def __init__(
-        self, lab: Lab, voices: list[Voice], scores: dict[str, Tensor], rule: dict[str, Any], heat: bool
-    ) -> None:
+    def __init__(self, lab: Lab, voices: list[Voice], panel: Panel, rule: dict[str, Any], heat: bool) -> None:
         self.rule: str = rule["name"]
         self.options = {k: v for k, v in rule.items() if k not in ("name", "taps")}
         self.voices = voices
@@ -64,23 +62,26 @@ class Outcome:
         self.task = lab.task
         self.made_with = self._options()
         self.of_folds: list[fusion.Pooling] = []  # the rule, fitted without each fold of validation
+        self.heats: list[fusion.Temperature] = []  # likewise
         heat = heat and "probabilities" in lab.task.offers
         first = voices[0].found
         features = {s: teams.features(lab, [v.unit.homes[0] for v in voices], self.taps, s) for s in first}
-        held, target = self._held_out(lab, scores["val"], features["val"])
-        temperature = fusion.Temperature(lab.task).fit(held, target) if heat else None
+        features["val"] = [panel.ordered(f) for f in features["val"]]
+        self.pooling = self.make()
+        honest = self._held_out(lab, panel, features["val"])
+        temperature = fusion.Temperature(lab.task) if heat else None
+        if temperature is not None:
+            honest, self.heats = tempered(temperature, honest, panel.target, panel.fold)
         self.temperature = 1.0 if temperature is None else temperature.value
-        row = voices[0].found["val"].row
-        honest = tempered(lab.task, held, target, seed=lab.split_seed, row=row) if heat else held
-        self.found: dict[str, Any] = {"val": _like(first["val"], honest)}
+        self.found: dict[str, Any] = {"val": _like(first["val"], panel.restored(honest))}
         if "test" in first:
-            fused = self.pooling.apply(scores["test"], features["test"])
+            fused = self.pooling.apply(panel.scores["test"], features["test"])
             self.found["test"] = _like(first["test"], fused if temperature is None else temperature.apply(fused))
         self.metrics: dict[str, Metrics] = {s: weighing.scored(lab.task, p) for s, p in self.found.items()}
         self.everywhere: dense.Everywhere | None = None
         if voices[0].whole:
             said = {s: [v.whole[s] for v in voices] for s in first}
-            self.everywhere = dense.Everywhere(self, said, held, heat, lab.split_seed)
+            self.everywhere = dense.Everywhere(self, said, panel.restored(panel.fold))
             self.metrics = self.everywhere.metrics()
 
     def make(self, members: list[int] | None = None) -> fusion.Pooling:
@@ -99,18 +100,15 @@ class Outcome:
             options["costs"] = [float(v.params) for v in voices]
         return options
 
-    def _held_out(self, lab: Lab, val: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _held_out(self, lab: Lab, panel: Panel, features: list[Tensor]) -> Tensor:
         """Fused scores of validation rows that the rule was not fitted on; and the rule, fitted for use."""
-        known = self.voices[0].found["val"]
-        target = known.target
-        self.pooling = self.make()
         trained_on = None if features else heldout.by_folds(lab, self.voices)
+        val = panel.scores["val"]
         if trained_on is None:
-            self.pooling.fit(val, target, features)
-            row, keep = known.row, self.of_folds.append
-            return out_of_fold(self.make, val, target, features, seed=lab.split_seed, row=row, fitted=keep), target
+            out, self.of_folds = out_of_fold(self.pooling, val, panel.target, panel.fold, features)
+            return out
         self.pooling.fit(*trained_on)  # on training rows that none of the folds had seen: validation stays fresh
-        return self.pooling.apply(val), target
+        return self.pooling.apply(val)
 
 
 def fuse(lab: Lab, units: list[Unit], rule: dict[str, Any], *, temperature: bool, leaks: bool) -> None:
@@ -150,10 +148,10 @@ def _fitted(
     """
     outcomes: list[Outcome] = []
     failed: dict[str, str] = {}
-    scores = {s: torch.stack([v.found[s].scores for v in voices]) for s in voices[0].found}  # [M, N, C], of all rules
+    panel = Panel(lab, voices)
     for rule in tried:
         try:
-            outcomes.append(Outcome(lab, voices, scores, rule, heat))
+            outcomes.append(Outcome(lab, voices, panel, rule, heat))
         except (Refused, RuntimeError, ValueError, ArithmeticError) as e:  # linear algebra's are RuntimeErrors
             if len(tried) == 1:
                 raise

@@ -165,7 +165,7 @@ def tables(lab: Lab, voices: list[Voice], outcomes: list[Outcome], best: Outcome
 
 def reasons(task: Task, voices: list[Voice], best: Outcome, single: int) -> dict[str, Any]:
     """Why each member: what the team gains by it, how it differs from the others, whom the fusion helps and harms."""
-    scores = torch.stack([v.found["val"].scores for v in voices])
+    scores = [v.found["val"].scores for v in voices]
     target = voices[0].found["val"].target
     out: dict[str, Any] = {
         "names": [v.unit.name for v in voices],
@@ -173,7 +173,9 @@ def reasons(task: Task, voices: list[Voice], best: Outcome, single: int) -> dict
         "error_correlation": why.error_correlation(task, scores, target).tolist(),
     }
     if not any(best.taps) and len(voices) <= MOST_LEFT_OUT:
-        out["leave_one_out"] = {k: v.tolist() for k, v in why.leave_one_out(best.make, scores, target, folds=0).items()}
+        out["leave_one_out"] = {
+            k: v.tolist() for k, v in why.leave_one_out(best.make, torch.stack(scores), target, folds=0).items()
+        }
     each = why.per_class(task, best.found["val"].scores, scores[single], target)
     out["per_class"] = {k: v.tolist() for k, v in each.items()}
     return out

@@ -1,0 +1,52 @@
+"""What all voices say, as arrays that every rule is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sftc.fusion.honest import held_together
+from sftc.lab import Lab
+from sftc.types import Predictions
+
+if TYPE_CHECKING:
+    from sftc.strategies.fusing import Voice
+
+
+class Panel:
+    """Scores [M, N, C] by split. Answers of validation stand in the order of their folds, so that those of a fold are a
+    view: copies of them took longer than fusing them.
+
+    Attributes:
+        fold: [N] of each answer of validation, ascending.
+        target: its targets in that order.
+    """
+
+    def __init__(self, lab: Lab, voices: Sequence[Voice]) -> None:
+        self.first: dict[str, Predictions] = voices[0].found
+        val = self.first["val"]
+        fold = held_together(lab.task, val.target, seed=lab.split_seed, row=val.row)
+        self._order = fold.argsort(stable=True)
+        self._back = self._order.argsort()
+        self.fold, self.target = fold[self._order], val.target[self._order]
+        self.scores = {split: self._stacked([v.found[split].scores for v in voices], split) for split in self.first}
+
+    def _stacked(self, parts: list[Tensor], split: str) -> Tensor:
+        out = parts[0].new_empty(len(parts), *parts[0].shape)
+        for scores, into in zip(parts, out, strict=True):
+            if split == "val":
+                torch.index_select(scores, 0, self._order, out=into)
+            else:
+                into.copy_(scores)
+        return out
+
+    def ordered(self, value: Tensor) -> Tensor:
+        """Something of every answer of validation, [N, ...], in the order of `scores`."""
+        return value[self._order]
+
+    def restored(self, value: Tensor) -> Tensor:
+        """The other way round."""
+        return value[self._back]

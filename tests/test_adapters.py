@@ -160,7 +160,7 @@ def opened(run: Run):
 
 
 def test_a_run_holds_an_ordinary_model_that_moved_by_low_rank(run, words, tmp_path):
-    assert run.result["val"]["accuracy"] > 0.6
+    assert run.result["val"]["nll"] < 1.05  # of guessing among three: 1.10
     start = lab(tmp_path / "start", *words).model().state_dict()
     end = run.weights()
     assert end.keys() == start.keys()

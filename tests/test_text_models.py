@@ -285,7 +285,7 @@ def test_what_does_not_fit_together_is_one_line(topics):
 def test_a_tokeniser_that_does_not_fit_is_one_line(topics, tmp_path):
     shutil.copytree(bert("bert"), tmp_path / "m")
     shutil.copy(f"{bert('bert', 330)}/tokenizer.json", tmp_path / "m" / "tokenizer.json")
-    with pytest.raises(Refused, match="does not fit its model: 201 tokens against 120"):
+    with pytest.raises(Refused, match="does not fit its model: 153 tokens against 120"):
         build({"family": "hf", "name": "hf", "path": str(tmp_path / "m"), "max_length": 64}, topics)
     model = build(node("bert"), topics)
     model.prepare.limit = 20

@@ -250,3 +250,32 @@ def test_help_and_harm_are_counted_by_true_class():
     assert {k: v.tolist() for k, v in labels.items()} == {"rows": [1, 1], "helped": [1, 0], "harmed": [0, 1]}
     values = per_class(VALUES, torch.tensor([[1.0, 9.0]]), torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, torch.nan]]))
     assert {k: v.tolist() for k, v in values.items()} == {"rows": [1, 0], "helped": [1, 0], "harmed": [0, 0]}
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_temperatures_of_folds_are_those_of_the_others_alone(kind):
+    scores, target = team(kind, rows=150)
+    fused = TASKS[kind].scores(TASKS[kind].logits(scores[-1]) * 4)
+    fused[7] = torch.nan
+    target[20:30] = -1 if kind == "classes" else torch.nan
+    fold = assign(TASKS[kind], target, 3)
+    whole = Temperature(TASKS[kind])
+    parts = whole.fit_folds(fused, target, fold)
+    assert whole.log_t == Temperature(TASKS[kind]).fit(fused, target).log_t != 0
+    for k, part in enumerate(parts):
+        assert part.log_t == Temperature(TASKS[kind]).fit(fused[fold != k], target[fold != k]).log_t != 0
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_the_order_of_folds_does_not_show(name, kind):
+    """Answers that are sorted by fold are looked at where they lie, others are copied."""
+    scores, target = team(kind, rows=100)
+    features = [torch.randn(100, 3, generator=torch.Generator().manual_seed(0))] if name == "features" else []
+    fold = assign(TASKS[kind], target, 5)
+    order = fold.argsort(stable=True)
+    more = {"alpha": 1.0} if name in ("stacking", "features") else {}  # else chosen on folds of the rows as they come
+    out, _ = out_of_fold(rule(name, kind, **more), scores, target, fold, features)
+    ordered, _ = out_of_fold(
+        rule(name, kind, **more), scores[:, order], target[order], fold[order], [f[order] for f in features]
+    )
+    assert torch.allclose(out[order], ordered, atol=1e-5)

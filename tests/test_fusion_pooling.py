@@ -12,7 +12,7 @@ import torch
 
 from fusing import TASKS, rule, team
 from sftc.errors import Refused
-from sftc.fusion import make
+from sftc.fusion import make, measures, picks
 from sftc.fusion.measures import known_columns, measure
 from sftc.fusion.picks import select
 from sftc.fusion.simplex import least_nll, least_squares
@@ -315,3 +315,11 @@ def test_a_gap_is_filled_with_the_mean_of_who_answered(kind):
     assert torch.allclose(said[0, 4 * wide : 5 * wide], whole[1:, 4 * wide : 5 * wide].mean(0))
     assert torch.equal(said[:, 5 * wide :], whole[:, 6 * wide :])  # row 5 is gone
     assert truth is None or len(truth) == said.shape[1]
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 100])
+def test_products_have_the_logarithm_of_their_factors(columns):
+    said = torch.rand(5, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(columns))
+    said[0] = 0
+    expected = -said.clamp_min(measures.FLOOR).log().mean(1)
+    assert torch.allclose(picks._nll(said), expected, rtol=1e-12)

@@ -7,7 +7,9 @@ import torch
 
 from fusing import PAIRS, TASKS, rule, team
 from sftc.errors import Refused
-from sftc.fusion import FUSERS, make
+from sftc.fusion import FUSERS, classwise, make
+from sftc.fusion.folds import assign
+from sftc.fusion.targets import hidden
 
 
 def tapped(target: torch.Tensor) -> list[torch.Tensor]:
@@ -176,3 +178,41 @@ def test_wrong_options_are_refused_in_one_line(name, options, message):
     with pytest.raises(Refused, match=message) as caught:
         make(name, TASKS["classes"], **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in PAIRS if FUSERS[n].needs_fit or n == "weighted"])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_fitting_all_folds_at_once_is_fitting_without_each(name, kind, gaps):
+    scores, target = team(kind)
+    target[::7] = -1 if kind == "classes" else torch.nan
+    if gaps and name != "features":
+        scores[1, 10:30] = scores[:, 50] = torch.nan
+    features = tapped(target) if name == "features" else []
+    fold = assign(TASKS[kind], target, 4)
+    more = {"columns": 5} if (name, kind) in (("stacking", "classes"), ("stacking", "labels")) else {}
+    whole = rule(name, kind, **more)
+    parts = whole.fit_folds(scores, target, fold, features)
+    assert len(parts) == 4
+    for part, held in (
+        (whole, torch.zeros(len(fold), dtype=torch.bool)),
+        *((p, fold == k) for k, p in enumerate(parts)),
+    ):
+        alone = rule(name, kind, **more)
+        alone.fit(scores, hidden(target, held), features)
+        assert part.state().keys() == alone.state().keys()
+        for key, value in alone.state().items():
+            assert torch.allclose(part.state()[key], value, rtol=1e-4, atol=1e-5), (key, held.sum())
+
+
+def test_class_by_class_nothing_of_a_fold_is_in_the_fit_without_it():
+    scores, target = team("classes", rows=200)
+    fold = assign(TASKS["classes"], target, 5)
+    other = torch.where(fold == 2, (target + 1) % 3, target)
+    one, two = (make("stacking", TASKS["classes"], columns=5).fit_folds(scores, t, fold) for t in (target, other))
+    for k, same in enumerate([False, False, True, False, False]):
+        states = one[k].state(), two[k].state()
+        assert torch.equal(states[0]["deviation"], states[1]["deviation"]) == same
+    chosen = classwise.fit_folds(TASKS["classes"], scores, target, fold)
+    assert all(torch.equal(chosen[3][n], one[2].state()[n]) for n in ("deviation", "bias"))
+    with pytest.raises(Refused, match="needs 5 labelled rows"):
+        classwise.fit_folds(TASKS["classes"], scores[:, :6], target[:6], torch.tensor([0, 0, 0, 1, 1, 2]))

@@ -633,6 +633,20 @@ def test_what_a_run_may_not_need_is_not_imported_before_it_is(tmp_path):
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_what_was_imported_is_never_looked_through_for_garbage_and_what_jobs_leave_is(tmp_path):
+    code = """
+import gc
+from sftc.cli import main
+main(["train", "-m", "seed=0,1", "debug=smoke", "quiet=true"])
+frozen = gc.get_freeze_count()
+main(["train", "debug=smoke", "quiet=true"])
+print(frozen > 100_000, gc.get_freeze_count() <= frozen, gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "True True True", done.stdout + done.stderr
+    assert done.stderr == ""  # triton's bindings complain of what is still frozen at the end
+
+
 def test_a_smoke_run_end_to_end(tmp_path):
     done = _subprocess("train", "debug=smoke", "out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

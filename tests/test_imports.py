@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def _imports(file: Path) -> set[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
             names |= {str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)}
     return names
+
+
+def test_the_tree_in_the_readme_names_every_file():
+    readme = ROOT.parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("installed without its README")
+    tree = readme.read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    said: dict[str, str] = {}
+    name = ""
+    for line in tree.splitlines():
+        if line[:2] == "  " and line[2] != " ":
+            name = line.split()[0].rstrip("/").removesuffix(".py")
+        said[name] = said.get(name, "") + line
+    for file in FILES:
+        if not file.name.startswith("__"):
+            assert re.search(rf"\b{re.escape(file.name)}", said.get(_part(file), "")), file.relative_to(ROOT)
 
 
 def _id(file: Path) -> str:

@@ -6,6 +6,7 @@ its code; a job of a sweep leaves its end in `status.json` and lets the next one
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -99,11 +100,14 @@ def _work(command: str, values: dict[str, Any], out: Path | None, overrides: lis
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collection: it would look for garbage among a million new objects that stay, for a second."""
-    on = gc.isenabled()
+    """Without garbage collection, now and later: it would look for garbage among a million new objects that stay."""
+    on, first = gc.isenabled(), "sftc.build" not in sys.modules
     gc.disable()
     try:
         yield
+        if first:  # of a sweep: what later jobs leave behind is garbage indeed
+            gc.freeze()
+            atexit.register(gc.unfreeze)  # or triton complains of what nobody has taken away
     finally:
         if on:
             gc.enable()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from problems import SMALL, config
@@ -160,6 +162,22 @@ def test_a_config_of_something_else_is_refused(tmp_path):
     run = Run.create(tmp_path / "x", {"data": {}, "hello": 1})
     with pytest.raises(Refused, match="lacks model, strategy"):
         build.evaluate(config(f"run={run.path}", command="eval"))
+
+
+def test_a_key_that_came_later_is_what_its_absence_was(done, tmp_path, capsys):
+    shutil.copytree(done.path, tmp_path / "old")
+    file = tmp_path / "old" / "config.yaml"
+    known = yaml.safe_load(file.read_text())
+    for path in ("patience", "data.unlabeled", "data.views", "model.checkpoint"):  # null, if nobody says more
+        *above, last = path.split(".")
+        node = known[above[0]] if above else known
+        assert node.pop(last) is None
+    file.write_text(yaml.safe_dump(known))
+    assert evaluated(Run.open(tmp_path / "old"), capsys) == evaluated(done, capsys)
+    del known["data"]["val_share"]  # 0.1, if nobody says more: what was without it nobody knows
+    file.write_text(yaml.safe_dump(known))
+    with pytest.raises(Refused, match=r"it lacks data\.val_share; another version of sftc wrote it, or none"):
+        build.evaluate(config(f"run={tmp_path / 'old'}", command="eval"))
 
 
 def test_multiply_adds_of_lenet_are_the_known_ones():

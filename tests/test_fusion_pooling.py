@@ -162,6 +162,20 @@ def test_weights_of_least_nll_are_those_of_another_solver():
     assert np.allclose(weights, softmax(found.x), atol=2e-3)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_member_that_adds_nothing_is_left_out_of_the_weights(seed):
+    """However its solver rounds: what is left of a weight would cost a whole model."""
+    scores, target = team("classes", members=5, seed=seed, worst=30.0)
+    w = least_nll(known_columns(CLASSES, scores, target)[0])
+    assert bool((w == 0).any())
+    assert float(w[w > 0].min()) >= 1e-4 * float(w.max())
+    values, truth = team("values", members=5, seed=seed, worst=30.0)
+    said, goal = known_columns(VALUES, values, truth)
+    assert goal is not None
+    w = least_squares(said, goal)
+    assert float(w[w > 0].min()) >= 1e-4 * float(w.max())
+
+
 def test_weights_of_least_squares_are_those_of_non_negative_least_squares():
     from scipy.optimize import nnls
 

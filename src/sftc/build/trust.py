@@ -7,6 +7,8 @@ is taken for it. What then still goes wrong because of stored content is one lin
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import math
 import os
 import re
@@ -78,14 +80,25 @@ def stored_config(run: Run) -> Config:
             known = _declared([conf_dir()], cfg)
             if unknown := [k for k in known.unknown(cfg) if not _keyword(cfg, k)]:
                 raise Refused(f"nothing reads {unknown[0]}; it was not written by sftc train")
-            # A key that came later has its default in it: what the older version did.
-            later = {k: s for k, s in known.specs.items() if "." not in k and k not in NEEDED}
-            cfg = {**{k: yaml.safe_load(s.default) for k, s in later.items()}, **cfg}
+            cfg = _with_later(known, cfg)
             if removed := known.removed(cfg):
                 raise Refused(f"it lacks {', '.join(removed)}; another version of sftc wrote it, or none")
             return _tamed(known.check(cfg))
         except Refused as e:
             raise Refused(f"{path}: {e}") from None
+
+
+def _with_later(known: Keys, cfg: Config) -> Config:
+    """A key that came later has its default in it, which is what the older version did: at the top any, and in a group
+    one that is null, which says that something is not there."""
+    later = {k: s for k, s in known.specs.items() if "." not in k and k not in NEEDED}
+    cfg = {**{k: yaml.safe_load(s.default) for k, s in later.items()}, **copy.deepcopy(cfg)}
+    for path in known.removed(cfg):
+        *above, last = path.split(".")
+        node = functools.reduce(lambda node, part: node.get(part) if isinstance(node, dict) else None, above, cfg)
+        if isinstance(node, dict) and known.specs[path].default == "null":
+            node[last] = None
+    return cfg
 
 
 def _declared(dirs: list[Path], cfg: Config) -> Keys:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sftc.fusion.measures import FLOOR
 
 POLISH = 20  # steps of expectation maximisation after the solver
+LEAST = 1e-4  # of the largest weight: less is none, for it would cost a whole model, and is the solver's rounding
 
 
 def least_nll(said: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def least_nll(said: Tensor) -> Tensor:
     for _ in range(POLISH):  # never worse, never off the simplex; takes away what the solver left undone
         w = w * -value(w)[1]
         w /= w.sum()
-    return torch.from_numpy(w)
+    return torch.from_numpy(_sparse(w))
 
 
 def least_squares(said: Tensor, truth: Tensor) -> Tensor:
@@ -33,7 +34,12 @@ def least_squares(said: Tensor, truth: Tensor) -> Tensor:
     error = (said.double() - truth.double()).numpy()  # on the simplex w @ said - truth = w @ (said - truth)
     gram = error @ error.T / error.shape[1]
     gram /= max(float(np.trace(gram)) / len(gram), np.finfo(float).tiny)
-    return torch.from_numpy(_solve(lambda w: (float(w @ gram @ w), 2 * gram @ w), len(gram)))
+    return torch.from_numpy(_sparse(_solve(lambda w: (float(w @ gram @ w), 2 * gram @ w), len(gram))))
+
+
+def _sparse(w: np.ndarray) -> np.ndarray:
+    w = np.where(w < LEAST * w.max(), 0.0, w)
+    return w / w.sum()
 
 
 def _solve(value: Callable[[np.ndarray], tuple[float, np.ndarray]], members: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from sftc.models import weights
 from sftc.stop import Stopper
 from sftc.store import Run, hash_tensors, plain
 from sftc.store.forms import ORIGIN, expect
+from sftc.store.run import GROUPS
 
 
 class Bench:
@@ -128,9 +129,9 @@ class Bench:
         def fill(run: Run) -> None:
             run.write_json(FILE, facts.plain())
             learned = [rows for each in runs if (rows := each.rows_of("train")) is not None]
-            val = first.rows_of("val")
             rows = {"train": torch.cat(learned).unique()} if learned else {}
-            run.write_rows(rows | ({} if val is None else {"val": val}), first.rows_meta())
+            rows |= {key: some for key in ("val", GROUPS) if (some := first.rows_of(key)) is not None}
+            run.write_rows(rows, first.rows_meta())
             run.write_json("environment.json", about)
 
         return self.lab(stored, Run.create(out, stored, fill, alone=True), facts=facts)
@@ -255,4 +256,7 @@ def _write_data(run: Run, data: Data, rows: Tensor | None = None) -> None:
     mark = {"data": data.fingerprint, **tables, "own_rows": "false"}
     if rows is not None:
         own["train"], mark["own_rows"] = rows, "true"
+    apart = getattr(data.splits["val"].table, "apart", None)
+    if apart is not None and apart.groups is not None:
+        own[GROUPS] = apart.groups[own["val"]]
     run.write_rows(own, mark)

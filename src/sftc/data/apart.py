@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sftc.data import random
 from sftc.data.cells import Cells
+from sftc.data.names import told
+from sftc.data.pictures import shown
 from sftc.errors import Refused
 
 
@@ -67,11 +72,35 @@ def order_of(cells: Cells) -> Apart:
 
 
 def groups_of(cells: Cells) -> Apart:
-    """Rows of one word, or number, stay together. Raises Refused: a row says none, or all say the same."""
-    odd = np.flatnonzero(~cells.known)
-    if len(odd):
-        raise Refused(f"data.groups={cells.name}: row {odd[0]} says nothing; every row needs its group")
-    number = {word: i for i, word in enumerate(dict.fromkeys(cells.words))}
+    """Rows of one word, or number, in a column stay together. Raises Refused: see `grouped`."""
+    return grouped(cells.name, list(cells.words))
+
+
+def named(pattern: str | None, files: Sequence[str]) -> Apart | None:
+    """Rows stay together whose file names say the same in the group `group` of a pattern, as a speaker or a patient.
+
+    Args:
+        pattern: a regular expression of whole names without their endings; None: rows are drawn one by one.
+        files: the path of each row.
+
+    Raises:
+        Refused: it is no such expression, or a file does not fit it; see also `grouped`.
+    """
+    if pattern is None:
+        return None
+    found = told("data.groups", pattern, [Path(file).stem for file in files], "group")
+    odd = next((file for file, said in zip(files, found, strict=True) if not (said or {}).get("group")), None)
+    if odd is not None:
+        raise Refused(f"data.groups={pattern} does not fit {shown(odd)}; every row needs its group")
+    return grouped(pattern, [(said or {})["group"] for said in found])
+
+
+def grouped(what: str, words: Sequence[str | None]) -> Apart:
+    """Rows of one word stay together. Raises Refused: a row says none, or there are not enough groups."""
+    odd = next((i for i, word in enumerate(words) if word is None), None)
+    if odd is not None:
+        raise Refused(f"data.groups={what}: row {odd} says nothing; every row needs its group")
+    number = {word: i for i, word in enumerate(dict.fromkeys(words))}
     if len(number) < 3:
-        raise Refused(f"data.groups={cells.name} has {len(number)} groups; train, val and test need one each")
-    return Apart(cells.name, groups=torch.tensor([number[word] for word in cells.words]))
+        raise Refused(f"data.groups={what} has {len(number)} groups; train, val and test need one each")
+    return Apart(what, groups=torch.tensor([number[word] for word in words]))

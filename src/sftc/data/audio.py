@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sftc.data import folder, names, sounds
+from sftc.data.apart import Apart, grouped, named
 from sftc.data.pictures import Unreadable, shown
 from sftc.data.rows import Table, digest
 from sftc.data.skips import REMEDY, Lost, Skips
@@ -36,7 +37,16 @@ class SoundTable:
         room: further samples read on each side, for what training moves; `cut` takes them off again.
     """
 
-    def __init__(self, root: Path, classes: list[str], files: list[tuple[str, str]], rate: int, length: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        classes: list[str],
+        files: list[tuple[str, str]],
+        rate: int,
+        length: int,
+        apart: Apart | None = None,
+    ) -> None:
+        self.apart = apart
         self.root = str(root)
         self.classes = classes
         self.shape = (1, length)
@@ -114,6 +124,7 @@ def audio_folder(
     rate: int | str = "auto",
     seconds: float | str = "auto",
     pattern: str | None = None,
+    groups: str | None = None,
     on_error: str = "fail",
     like: Any = None,
 ) -> Raw:
@@ -124,20 +135,23 @@ def audio_folder(
         seconds: of each row. "auto": the longest, or the 95th percentile where that is much shorter.
         pattern: regular expression of a whole file name without its ending. Its group `label` is the class; where a
             group `test` or `val` takes part, the file is of that split.
+        groups: see apart.named.
         like: facts of the run whose model will hear the rows: they come at its rate and length.
     """
     places = {split: path.absolute() for split, path in locate(root).items()}
     if pattern is not None:
         where = Path(str(root)).expanduser().absolute()
         files, notes = _named(where, pattern)
-        return _raw(dict.fromkeys(files, where), files, rate, seconds, on_error, like, notes)
+        apart = named(groups, [name for name, _ in files["train"]])
+        return _raw(dict.fromkeys(files, where), files, rate, seconds, on_error, like, notes, apart)
     classes = folder.class_folders(places["train"], "*.wav")
     files: Files = {}
     for split, path in places.items():
         folder._same_classes(classes, folder.class_folders(path, "*.wav"), split)
         found = folder.list_files(path, classes, sounds.EXTENSIONS, "sounds")
         files[split] = [(name, classes[label]) for name, label in found]
-    return _raw(places, files, rate, seconds, on_error, like, [])
+    apart = named(groups, [name for name, _ in files["train"]])
+    return _raw(places, files, rate, seconds, on_error, like, [], apart)
 
 
 def audio_csv(
@@ -148,6 +162,7 @@ def audio_csv(
     path: str = "path",
     label: str = "label",
     split: str | None = None,
+    groups: str | None = None,
     on_error: str = "fail",
     like: Any = None,
 ) -> Raw:
@@ -155,26 +170,37 @@ def audio_csv(
 
     Args:
         path, label: names of the columns. A row whose label is empty is unlabelled.
+        groups: column whose rows of one value stay together.
         split: column that says train, val or test; None: by files train.csv, val.csv and test.csv, or by seed.
         rate, seconds, like: see audio_folder.
     """
     found = {name: file.absolute() for name, file in locate_csv(root).items()}
     files: Files = {}
+    together: list[str | None] = []
     for name, file in found.items():
-        for part, *row in _lines(file, path, label, split):
-            files.setdefault(part or name, []).append((row[0], row[1]))
+        for part, file_name, word, group in _lines(file, path, label, split, groups):
+            files.setdefault(part or name, []).append((file_name, word))
+            if (part or name) == "train":
+                together.append(group or None)
     if "train" not in files:
         raise Refused(f"{found['train']} has no rows of the train split")
     home = next(iter(found.values())).parent
-    return _raw(dict.fromkeys(files, home), files, rate, seconds, on_error, like, [])
+    apart = None if groups is None else grouped(groups, together)
+    return _raw(dict.fromkeys(files, home), files, rate, seconds, on_error, like, [], apart)
 
 
-def _lines(file: Path, path: str, label: str, split: str | None) -> Iterator[tuple[str | None, str, str]]:
-    """(split or None, path, label) of each line. Raises Refused: no such column, or a line that says too little."""
+def _lines(
+    file: Path, path: str, label: str, split: str | None, group: str | None
+) -> Iterator[tuple[str | None, str, str, str]]:
+    """(split or None, path, label, group or "") of each line.
+
+    Raises:
+        Refused: there is no such column, or a line says too little.
+    """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream)
-            for key, column in (("path", path), ("label", label), ("split", split)):
+            for key, column in (("path", path), ("label", label), ("split", split), ("groups", group)):
                 if column is not None and column not in (rows.fieldnames or ()):
                     known = ", ".join(rows.fieldnames or ()) or "none"
                     near = nearest(column, rows.fieldnames or ())
@@ -185,7 +211,8 @@ def _lines(file: Path, path: str, label: str, split: str | None) -> Iterator[tup
                     raise Refused(f"{file} line {rows.line_num}: split '{row[split]}' is none of {', '.join(_SPLITS)}")
                 if not (name := (row[path] or "").strip()):
                     raise Refused(f"{file} line {rows.line_num} names no file")
-                yield part, name, (row[label] or "").strip()
+                together = "" if group is None else (row[group] or "").strip()
+                yield part, name, (row[label] or "").strip(), together
     except (UnicodeDecodeError, csv.Error) as error:
         raise Refused(f"{file} is no csv in UTF-8 ({error})") from None
     except OSError as error:
@@ -220,6 +247,7 @@ def _raw(
     on_error: str,
     like: Any,
     notes: list[str],
+    apart: Apart | None,
 ) -> Raw:
     classes = sorted({label for _, label in files["train"] if label})
     for split, some in files.items():
@@ -236,7 +264,8 @@ def _raw(
         notes += said
 
     def table(split: str) -> Callable[[], Table]:
-        return lambda: SoundTable(roots[split], classes, files[split], heard, length)
+        kept = apart if split == "train" else None
+        return lambda: SoundTable(roots[split], classes, files[split], heard, length, kept)
 
     return Raw("classes", classes, {split: table(split) for split in files}, notes)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sftc.data.apart import Apart, named
 from sftc.data.pictures import Unreadable, extent, pixels, quiet, shown, unblocked
 from sftc.data.rows import Table, digest
 from sftc.data.shelf import Shelf, place
@@ -36,7 +37,10 @@ class FolderTable:
     Row numbers follow the sorted class names, then the sorted paths.
     """
 
-    def __init__(self, root: Path, classes: list[str], size: int, files: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, root: Path, classes: list[str], size: int, files: list[tuple[str, int]], apart: Apart | None = None
+    ) -> None:
+        self.apart = apart
         self.root = str(root)
         self.classes = classes
         self.shape = (3, size, size)
@@ -102,11 +106,17 @@ def locate(root: str | None, like: str = "*.png") -> dict[str, Path]:
 
 
 def image_folder(
-    *, root: str | None = None, size: int | None = None, model_size: int | None = None, on_error: str = "fail"
+    *,
+    root: str | None = None,
+    groups: str | None = None,
+    size: int | None = None,
+    model_size: int | None = None,
+    on_error: str = "fail",
 ) -> Raw:
     """One folder per class, split by folders or by seed.
 
     Args:
+        groups: see apart.named.
         size: side of what batches hold. None: the pictures' own if all looked at are squares of one side up
             to 64, else `model_size`, the largest model input of the run, or 224; squares of one larger side
             are never blown up.
@@ -123,9 +133,10 @@ def image_folder(
         size, why = choose_size(looked, model_size, skip=on_error == "skip")
         notes.append(why)
     side = size
+    apart = named(groups, [name for name, _ in files["train"]])
 
     def table(split: str) -> Callable[[], Table]:
-        return lambda: FolderTable(places[split], classes, side, files[split])
+        return lambda: FolderTable(places[split], classes, side, files[split], apart if split == "train" else None)
 
     return Raw("classes", classes, {s: table(s) for s in places}, notes)
 

@@ -57,5 +57,5 @@ def told(key: str, pattern: str, names: Sequence[str], needed: str) -> list[dict
     if "wrong" in said:
         raise Refused(f"{key}={pattern} is no regular expression: {said['wrong']}")
     if needed not in said["groups"]:
-        raise Refused(f"{key}={pattern} names no class: it needs a group (?P<{needed}>...)")
+        raise Refused(f"{key}={pattern} lacks something: it needs a group (?P<{needed}>...)")
     return said["found"]

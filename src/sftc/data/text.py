@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sftc.data.apart import Apart, grouped
 from sftc.data.folder import _same_classes, class_folders, locate
 from sftc.data.rows import digest
 from sftc.data.skips import Lost
@@ -49,6 +50,7 @@ class TextTable:
         self._blob = np.frombuffer(b"".join(rows), dtype=np.uint8)
         self._start = np.r_[0, np.cumsum(self.lengths.numpy())]
         self.nbytes = len(self._blob)
+        self.apart: Apart | None = None
         self._fingerprint: str | None = None
         if words is not None:
             self.extent = words
@@ -84,6 +86,7 @@ class Line(NamedTuple):
     place: str  # file and line, for messages
     text: str
     label: str | None
+    group: str | None = None
 
 
 def decoded(file: Path, encoding: str) -> str:
@@ -132,6 +135,7 @@ def text_csv(
     root: str | None = None,
     text: Sequence[Any] = ("text",),
     label: str | int = "label",
+    groups: str | int | None = None,
     header: bool = True,
     delimiter: str = "auto",
     encoding: str = "utf-8",
@@ -141,6 +145,7 @@ def text_csv(
 
     Args:
         text: columns that make the text, joined by a blank: names, or numbers from 0 on where there is no header.
+        groups: column whose rows of one value stay together.
         on_error: "skip" leaves out rows without a text.
     """
     files = locate_files(root)
@@ -151,14 +156,16 @@ def text_csv(
 
     def lines(split: str) -> list[Line]:
         file = files[split]
+        group = None if groups is None or split != "train" else str(groups)
         if file.suffix == ".jsonl":
-            found = _jsonl(file, columns, str(label), encoding)
+            found = _jsonl(file, columns, str(label), encoding, group)
         else:
             between = {"auto": "\t" if file.suffix == ".tsv" else ","}.get(delimiter, delimiter)
-            found = _csv(file, columns, str(label), header, between, encoding)
+            found = _csv(file, columns, str(label), header, between, encoding, group)
         return whole(list(found), split, on_error, notes)
 
-    return _raw({split: lambda split=split: lines(split) for split in files}, str(label), notes)
+    read = {split: lambda split=split: lines(split) for split in files}
+    return _raw(read, str(label), notes, None if groups is None else str(groups))
 
 
 def text_folder(*, root: str | None = None, encoding: str = "utf-8", on_error: str = "fail") -> Raw:
@@ -198,7 +205,7 @@ def whole(lines: list[Line], split: str, on_error: str, notes: list[str]) -> lis
     return [line for line in lines if line.text] if empty else lines
 
 
-def _raw(read: dict[str, Callable[[], list[Line]]], column: str, notes: list[str]) -> Raw:
+def _raw(read: dict[str, Callable[[], list[Line]]], column: str, notes: list[str], groups: str | None = None) -> Raw:
     train = read["train"]()
     names = _classes([line.label for line in train if line.label], column)
     number = {name: i for i, name in enumerate(names)}
@@ -213,8 +220,18 @@ def _raw(read: dict[str, Callable[[], list[Line]]], column: str, notes: list[str
                 )
         return TextTable([x.text for x in lines], torch.tensor([number[x.label] if x.label else -1 for x in lines]))
 
+    apart = None if groups is None else grouped(groups, [line.group for line in train])
+
     def load(split: str) -> Callable[[], TextTable]:
-        return lambda: table(train if split == "train" else read[split]())
+        if split != "train":
+            return lambda: table(read[split]())
+
+        def first() -> TextTable:
+            made = table(train)
+            made.apart = apart
+            return made
+
+        return first
 
     return Raw("classes", names, {split: load(split) for split in read}, notes)
 
@@ -232,7 +249,9 @@ def _classes(labels: list[str], column: str) -> list[str]:
     return sorted(names, key=int) if all(n.isdecimal() for n in names) else names
 
 
-def _csv(file: Path, columns: list[str], label: str, header: bool, delimiter: str, encoding: str) -> Iterator[Line]:
+def _csv(
+    file: Path, columns: list[str], label: str, header: bool, delimiter: str, encoding: str, group: str | None
+) -> Iterator[Line]:
     csv.field_size_limit(1 << 27)
     rows = csv.reader(io.StringIO(decoded(file, encoding), newline=""), delimiter=delimiter, strict=True)
     try:
@@ -240,6 +259,7 @@ def _csv(file: Path, columns: list[str], label: str, header: bool, delimiter: st
         known = names if header else [str(i) for i in range(len(names))]
         at = [_column(file, known, c, header) for c in columns]
         to = _column(file, known, label, header)
+        by = None if group is None else _column(file, known, group, header)
         for row in rows if header else _again(names, rows):
             place = f"{file} line {rows.line_num}"
             if not row:
@@ -247,7 +267,7 @@ def _csv(file: Path, columns: list[str], label: str, header: bool, delimiter: st
             if len(row) != len(known):
                 raise Refused(f"{place} has {len(row)} columns, the first line {len(known)}: look at its quotes")
             text = " ".join(row[i].strip() for i in at).strip()
-            yield Line(place, text, row[to].strip() or None)
+            yield Line(place, text, row[to].strip() or None, None if by is None else row[by].strip() or None)
     except csv.Error as e:
         raise Refused(f"{file} line {rows.line_num} is no csv ({e}); data.delimiter={delimiter!r}") from None
 
@@ -285,7 +305,7 @@ def objects(file: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{file} line {number}", found
 
 
-def _jsonl(file: Path, columns: list[str], label: str, encoding: str) -> Iterator[Line]:
+def _jsonl(file: Path, columns: list[str], label: str, encoding: str, group: str | None) -> Iterator[Line]:
     for place, row in objects(file, encoding):
         for column in columns:
             if column not in row:
@@ -298,4 +318,5 @@ def _jsonl(file: Path, columns: list[str], label: str, encoding: str) -> Iterato
             raise Refused(f"{place}: {label} is no class but {str(found)[:40]}")
         if label not in row and (near := nearest(label, list(row))):
             raise Refused(f"{place} has no column {label}{near}")
-        yield Line(place, text, None if found is None else str(found).strip() or None)
+        together = None if group is None or row.get(group) is None else str(row[group]).strip() or None
+        yield Line(place, text, None if found is None else str(found).strip() or None, together)

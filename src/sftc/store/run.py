@@ -27,6 +27,7 @@ from sftc.store.home import Home
 from sftc.store.reading import lines, read_meta, read_shapes, read_tensors, read_yaml
 
 FORMAT = 1  # of the folder; a newer one is refused
+GROUPS = "val_group"  # in rows.safetensors
 
 
 class Run(Home):
@@ -220,6 +221,17 @@ class Run(Home):
             raise Refused(f"run {self.path} holds no predictions of {split}: sftc eval run={self.path} split={split}")
         meta = read_meta(path)
         return predictions.read(path, meta), meta
+
+    def groups(self) -> Tensor | None:
+        """[n] the group of each row of `rows_of("val")`, whose rows are held out together; None: rows go alone.
+
+        Raises:
+            Refused: the file holds something else.
+        """
+        group, val = self.rows_of(GROUPS), self.rows_of("val")
+        if group is not None and (val is None or len(val) != len(group)):
+            raise Refused(f"{self.path / 'rows.safetensors'}: {GROUPS} holds no group for each row of val")
+        return group
 
     def write_rows(self, rows: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
         """rows.safetensors: source row numbers of every split, and the data's fingerprint."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class Panel:
     """Scores [M, N, C] by split. Answers of validation stand in the order of their folds, so that those of a fold are a
-    view: copies of them took longer than fusing them.
+    view: copies of them took longer than fusing them. Folds are of whole rows, or of whole groups of them.
 
     Attributes:
         fold: [N] of each answer of validation, ascending.
@@ -28,7 +28,7 @@ class Panel:
     def __init__(self, lab: Lab, voices: Sequence[Voice]) -> None:
         self.first: dict[str, Predictions] = voices[0].found
         val = self.first["val"]
-        fold = held_together(lab.task, val.target, seed=lab.split_seed, row=val.row)
+        fold = held_together(lab.task, val.target, seed=lab.split_seed, row=_together(lab, val.row))
         self._order = fold.argsort(stable=True)
         self._back = self._order.argsort()
         self.fold, self.target = fold[self._order], val.target[self._order]
@@ -50,3 +50,15 @@ class Panel:
     def restored(self, value: Tensor) -> Tensor:
         """The other way round."""
         return value[self._back]
+
+
+def _together(lab: Lab, row: Tensor) -> Tensor:
+    """[N] a number for each answer, the same where they are to be held out together."""
+    group, rows = lab.run.groups(), lab.run.rows_of("val")
+    if group is None or rows is None or not bool(torch.isin(row, rows).all()):
+        return row
+    if len(group.unique()) < 2:
+        lab.watch.say("validation is one group (data.groups): what is fitted on it is judged by rows of the same one")
+        return row
+    order = rows.argsort()
+    return group[order][torch.searchsorted(rows[order], row)]

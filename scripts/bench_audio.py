@@ -33,6 +33,10 @@ PATTERNS = {
     "takes": r"(?P<label>\d)_\w+_((?P<test>[0-4])|\d+)",
     "speaker": r"(?P<label>\d)_((?P<test>theo)|[a-z]+)_\d+",
 }
+GROUPS = {
+    "takes": (),
+    "speaker": (r"++data.groups='\d_(?P<group>[a-z]+)_\d+'",),
+}  # of val, too
 NETS = {
     "audio_cnn": (),
     "audio_bilstm": (),
@@ -42,6 +46,7 @@ NETS = {
 
 def config(root: str, by: str, seed: int, *more: str, command: str = "train") -> dict[str, Any]:
     own = ("experiment=fsdd", f"data.root={root}", f"++data.pattern='{PATTERNS[by]}'", f"seed={seed}")
+    own = (*own, *GROUPS[by])
     own = (*own, "device=cpu", "device.threads=1", "quiet=true") if command == "train" else ("quiet=true",)
     return compose.check_all(command, [*own, *more], [conf_dir()], sweep=False).values
 

@@ -13,7 +13,7 @@ from sftc.errors import Refused
 from sftc.fusion import Temperature, make
 from sftc.fusion.compare import against, paired
 from sftc.fusion.folds import assign
-from sftc.fusion.honest import crossfit, out_of_fold, tempered
+from sftc.fusion.honest import crossfit, held_together, out_of_fold, tempered
 from sftc.fusion.measures import measure, row_values
 from sftc.fusion.pooling import Pooling
 from sftc.fusion.targets import labelled
@@ -213,6 +213,18 @@ def test_leaving_one_out_takes_its_weight_along():
     assert bool(gains["rmse"].isfinite().all())
 
 
+def test_a_member_without_whom_no_team_is_left_has_no_worth():
+    """The others are all of weight 0: that is no reason to refuse the whole fusion."""
+    scores, target = team("classes", members=3)
+    weights = [1.0, 0.0, 0.0]
+    gains = leave_one_out(
+        lambda members: make("weighted", CLASSES, how="given", weights=[weights[m] for m in members]), scores, target
+    )
+    for gain in gains.values():
+        assert gain.isnan().tolist() == [True, False, False]
+        assert gain[1:].tolist() == [0, 0]
+
+
 def test_disagreement_and_correlation_of_errors_are_those_of_numpy():
     scores, target = team("classes", worst=5.0)
     scores = scores.roll(-1, 0)  # the best of them is never wrong
@@ -264,6 +276,28 @@ def test_temperatures_of_folds_are_those_of_the_others_alone(kind):
     assert whole.log_t == Temperature(TASKS[kind]).fit(fused, target).log_t != 0
     for k, part in enumerate(parts):
         assert part.log_t == Temperature(TASKS[kind]).fit(fused[fold != k], target[fold != k]).log_t != 0
+
+
+def test_a_fold_has_a_temperature_only_if_it_helps_the_others():
+    """Uniform rows have the same NLL at any; that of rows which are sure and wrong is not theirs to beat."""
+    y = torch.arange(60) % 3
+    fold = (torch.arange(60) >= 30).long()
+    wrong = torch.nn.functional.one_hot((y + 1) % 3, 3) * 0.9 + 0.1 / 3
+    fused = torch.where(fold[:, None] == 0, wrong, torch.full((60, 3), 1 / 3))
+    parts = Temperature(CLASSES).fit_folds(fused, y, fold)
+    assert parts[0].log_t == 0 != parts[1].log_t
+
+
+def test_folds_are_counted_by_rows_and_follow_the_seed():
+    target = torch.arange(40) % 3
+    row = torch.arange(40) // 10
+    target[row > 0] = -1
+    assert held_together(CLASSES, target, row=row).tolist() == [0] * 40  # one row is known, of ten answers
+    target = torch.arange(40) % 3
+    assert int(held_together(CLASSES, target, row=row).max()) == 3
+    for seed in (0, 3):
+        assert torch.equal(held_together(CLASSES, target, seed=seed), assign(CLASSES, target, 5, seed))
+    assert not torch.equal(held_together(CLASSES, target, seed=3), held_together(CLASSES, target))
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

@@ -167,6 +167,7 @@ def test_what_was_not_fitted_or_has_nothing_to_fit_on_says_so(name):
         ("weighted", {"how": "given"}, "go together"),
         ("weighted", {"weights": [1, 2]}, "go together"),
         ("weighted", {"how": "given", "weights": [0, 0]}, "not all zero"),
+        ("weighted_vote", {"weights": [1, "a", None]}, r"weights=\[1, 'a', None\] must be numbers"),
         ("weighted_vote", {}, "needs weights="),
         ("cascade", {}, "needs costs="),
         ("cascade", {"costs": [1, 2], "slack": 2}, "a share of rows"),

@@ -185,3 +185,28 @@ def test_class_by_class_handles_labels_gaps_and_unknown_labels():
     other = make("stacking", task, columns=1)
     other.fit(scores[:, 100:], target[100:])
     assert not torch.equal(fuser.part("deviation")[:, 0], other.part("deviation")[:, 0])
+
+
+@pytest.mark.parametrize("kind", ["labels", "values"])
+def test_an_mlp_needs_rows_of_which_everything_is_known(kind):
+    scores, target = team(kind)
+    target[:, 0] = torch.nan
+    with pytest.raises(Refused, match="2 labelled rows of which everything is known, and has 0"):
+        make("stacking", TASKS[kind], model="mlp").fit(scores, target)
+    target[:3] = 1 - torch.eye(3)[:, :2]  # few enough that a fold of those that choose the penalty may hold all
+    fuser = make("stacking", TASKS[kind], model="mlp")
+    fuser.fit(scores, target)
+    assert bool(fuser.apply(scores).isfinite().all())
+    with pytest.raises(Refused, match="ridge head needs 2 labelled rows, and has 1"):
+        make("stacking", TASKS["values"]).fit(*(x[..., :1, :] for x in team("values")))
+
+
+def test_a_feature_that_is_missing_is_its_mean_over_the_rows_of_the_fit():
+    scores, target = team("classes")
+    feature = torch.randn(120, 2, generator=torch.Generator().manual_seed(0)).double()
+    feature[60:] += 5
+    target[60:] = -1
+    feature[[3, 70]] = torch.nan
+    fuser = rule("stacking", "classes")
+    fuser.fit(scores, target, [feature])
+    torch.testing.assert_close(fuser.part("center0"), feature[:60].nanmean(0))

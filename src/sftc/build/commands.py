@@ -70,6 +70,8 @@ def fuse(cfg: Config, out: Path, overrides: list[str], command: str) -> float | 
         Refused: what cannot be fused, naming the culprit; no folder is left.
     """
     runs = [Run.open(path) for path in parts.found_runs(cfg["runs"])]
+    if not runs:
+        raise Refused("runs=[] names no run: runs=[RUN,RUN], finished runs, patterns (outputs/*) or sweeps")
     stored = stored_config(runs[0])
     device = Device(**(cfg.get("device") or stored["device"]))
     node = {"name": "ensemble", "members": "runs", "n": max(2, len(runs)), "models": [], "lockstep": False}

@@ -45,16 +45,21 @@ def fitting_model(rule: str, task: Task, model: str) -> str:
 
 
 def fit(task: Task, model: str, x: Tensor, target: Tensor, alpha: float | None = None) -> Arrays:
-    """A head on columns x [n, F] (no NaN) and targets [n] or [n, C]; unlabelled rows are left out.
+    """A head on columns x [n, F] (no NaN) and targets [n] or [n, C]; unlabelled rows are left out, of an mlp also
+    those of which only a part is known.
 
     With alpha=None it is taken from ALPHAS: from the strongest on, as long as held-out loss falls.
 
     Raises:
         Refused: fewer than two labelled rows, or, of classes, than two classes.
     """
-    keep = labelled(target)
+    whole = model == "mlp" and target.is_floating_point()  # it has no loss for a part of a row
+    keep = ~target.isnan().any(1) if whole else labelled(target)
     x, target = x[keep].double(), target[keep]
-    if len(x) < 2 or (kind_of(task) == "classes" and len(target.unique()) < 2):
+    if len(x) < 2:
+        of = " of which everything is known" if whole else ""
+        raise Refused(f"a {model} head needs 2 labelled rows{of}, and has {len(x)}; use fuse=mean, or more rows")
+    if kind_of(task) == "classes" and len(target.unique()) < 2:
         raise Refused(f"a {model} head needs labelled rows, of two classes at least; use fuse=mean, or more rows")
     return _once(task, model, x, target, _alpha(task, model, x, target) if alpha is None else alpha)
 
@@ -131,8 +136,7 @@ def _once(task: Task, model: str, x: Tensor, target: Tensor, alpha: float) -> Ar
         elif kind == "labels" and model == "logistic":
             layers = [_labels(z, target, alpha)]
         elif kind == "labels":
-            whole = ~target.isnan().any(1).numpy()
-            layers = _layers(_mlp(alpha, True).fit(z[whole], target.numpy()[whole].astype(int)))
+            layers = _layers(_mlp(alpha, True).fit(z, target.numpy().astype(int)))
         else:
             layers = _classes(model, z, target.numpy(), alpha, task.out_dim)
     w, b = layers[0]
@@ -176,16 +180,13 @@ def _labels(z: np.ndarray, target: Tensor, alpha: float) -> Layer:
 def _values(model: str, z: np.ndarray, target: Tensor, alpha: float) -> list[Layer]:
     mean, std = (t.numpy() for t in _spread(target))
     goal = (target.double().numpy() - mean) / std
-    known = ~np.isnan(goal)
     if model == "mlp":
-        whole = known.all(1)
-        layers = _layers(
-            _mlp(alpha, False).fit(z[whole], goal[whole].squeeze(-1) if goal.shape[1] == 1 else goal[whole])
-        )
+        layers = _layers(_mlp(alpha, False).fit(z, goal.squeeze(-1) if goal.shape[1] == 1 else goal))
         w, b = layers[-1]
         return [*layers[:-1], (w * std[:, None], b * std + mean)]
     from sklearn.linear_model import Ridge
 
+    known = ~np.isnan(goal)
     w, b = np.zeros((goal.shape[1], z.shape[1])), np.zeros(goal.shape[1])
     for j in range(goal.shape[1]):
         if known[:, j].any():

@@ -91,9 +91,12 @@ def given(rule: str, key: str, numbers: Sequence[float] | None) -> Tensor:
     """`numbers`, one per member, as a float64 tensor. Raises Refused: none, negative or all zero."""
     if numbers is None:
         raise Refused(f"fuse={rule} needs {key}=[one number per member]")
-    values = torch.tensor([float(n) for n in numbers], dtype=torch.float64)
+    try:
+        values = torch.tensor([float(n) for n in numbers], dtype=torch.float64)
+    except (TypeError, ValueError):  # a word, or null
+        values = torch.zeros(0)
     if not (len(values) and bool(values.isfinite().all()) and float(values.min()) >= 0 and float(values.sum()) > 0):
-        raise Refused(f"{key}={[float(n) for n in numbers]} must be numbers >= 0, and not all zero")
+        raise Refused(f"{key}={list(numbers)} must be numbers >= 0, and not all zero")
     return values
 
 

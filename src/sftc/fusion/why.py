@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sftc.errors import Refused
 from sftc.fusion.honest import FOLDS, crossfit
 from sftc.fusion.measures import METRICS, first, measure
 from sftc.fusion.pooling import Pooling, absent
@@ -22,7 +23,8 @@ def leave_one_out(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """What the team gains by each member: metric -> [M], positive where it is better with it. One member: NaN.
+    """What the team gains by each member: metric -> [M], positive where it is better with it; NaN where the others
+    alone are no team: there are none, or all are of weight 0.
 
     Args:
         make_fuser: a fresh fuser of the members it is given, by number; with weights or costs, of those alone.
@@ -45,7 +47,10 @@ def leave_one_out(
     full = results(everybody)
     gains = torch.full((len(metrics), len(scores)), torch.nan, dtype=torch.float64)
     for m in everybody if len(scores) > 1 else []:
-        without = results([i for i in everybody if i != m])
+        try:
+            without = results([i for i in everybody if i != m])
+        except Refused:
+            continue
         for j, metric in enumerate(metrics):
             gains[j, m] = full[j] - without[j] if metric == "accuracy" else without[j] - full[j]
     return dict(zip(metrics, gains, strict=True))

@@ -226,6 +226,13 @@ def test_finished_runs_are_members_too(tmp_path, whole):
         (("strategy.members=runs", "strategy.runs=[x]", "strategy.each=[{}]"), "not for finished runs"),
         (("strategy.members=models", "strategy.models=[mlp]"), "two or more"),
         (("strategy.members=boosting", "data=fake", "data.kind=labels"), "classes or values"),
+        (("data=diabetes", "fuse@strategy.fuse=vote"), "makes no sense for values"),
+        (("fuse@strategy.fuse=features",), "needs tapped features"),
+        (("fuse@strategy.fuse=stacking", "strategy.fuse.taps=[a,b]"), "one for each of 3 members"),
+        (
+            ("fuse@strategy.fuse=weighted", "strategy.fuse.how=given", "strategy.fuse.weights=[1,2]"),
+            "2 weights for 3 members",
+        ),
     ],
 )
 def test_contradictions_are_refused(tmp_path, more, what):

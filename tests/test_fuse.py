@@ -196,6 +196,7 @@ def test_what_cannot_be_fused_is_refused_by_name(tmp_path, members, values, labe
     assert "must hold one module path" in refused(out, members, "fuse=stacking", "fuse.taps=[net.fc1,net.fc1]")
     assert "no one architecture" in refused(out, members, "fuse=soup")
     assert "fuse=features needs" in refused(out, members, "fuse=features")
+    assert "runs=[] names no run" in refused(out, [])
     given = ("fuse=weighted", "fuse.how=given", "fuse.weights=[1,2]")
     assert "one number for each of 2 members, and 3 came" in refused(out, members, *given)
 
@@ -274,3 +275,9 @@ def test_members_of_other_scaling_are_fused_and_tapped(tmp_path, members):
 def test_the_device_is_chosen_as_in_every_command():
     assert config("runs=[a]", "device=cpu", command="fuse")["device"]["accelerator"] == "cpu"
     assert config("runs=[a]", command="fuse").get("device") is None
+
+
+def test_tapped_features_stand_beside_the_labels_of_their_own_rows(tmp_path, members):
+    """Validation is fused in another order than it is stored in; a head on features of other rows knows nothing."""
+    run = fuse(tmp_path / "fused", members[:2], "fuse=features", "fuse.taps=[net.fc1]")
+    assert run.result["val"]["accuracy"] > 0.5

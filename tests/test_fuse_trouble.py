@@ -59,6 +59,17 @@ def test_a_rule_that_cannot_be_fitted_ends_nothing(tmp_path, members, monkeypatc
     assert not (tmp_path / "alone").exists()
 
 
+def test_of_one_row_of_validation_nothing_is_fitted_and_the_mean_stays(tmp_path, capsys):
+    runs = [plain(tmp_path / str(i), f"seed={i}", "data.eval_limit=1", "optim.lr=0.01").path for i in range(2)]
+    cfg = config(f"runs=[{runs[0]},{runs[1]}]", "fuse=all", command="fuse")
+    build.fuse(cfg, tmp_path / "fused", [], "sftc fuse")
+    assert "fewer than two labelled rows: no temperature" in capsys.readouterr().out
+    rows = {row["name"]: row for row in Run(tmp_path / "fused").result["team"]}
+    assert rows["fuse mean"]["temperature"] == 1
+    assert "use fuse=mean" in rows["fuse greedy"]["failed"]
+    assert "2 labelled rows" in refused(tmp_path / "none", runs, "fuse=greedy")
+
+
 def test_if_none_can_be_fitted_that_is_said(tmp_path, members, monkeypatch):
     from sftc.strategies import fusing
 

@@ -52,7 +52,7 @@ def out_of_fold(
     """
     if not fuser.needs_fit:
         return fuser.apply(scores, features), []
-    _expect(target, fold)
+    _expect(fold)
     parts = fuser.fit_folds(scores, target, fold, features)
     out = torch.empty(scores.shape[1:], dtype=scores.dtype)
     for k, part in enumerate(parts):
@@ -63,7 +63,7 @@ def out_of_fold(
 
 def tempered(temperature: Temperature, fused: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, list[Temperature]]:
     """`fused` [N, C], of each fold [N] at a temperature fitted on the others; and these. `temperature` is of all."""
-    _expect(target, fold)
+    _expect(fold)
     parts = temperature.fit_folds(fused, target, fold)
     out = fused.clone()
     for k, part in enumerate(parts):
@@ -87,7 +87,6 @@ def _answers(fold: Tensor, k: int) -> Tensor | slice:
     return held
 
 
-def _expect(target: Tensor, fold: Tensor) -> None:
+def _expect(fold: Tensor) -> None:
     if int(fold.max()) < 1:
-        known = int(labelled(target).sum())
-        raise Refused(f"cross-fitting needs 2 folds and 2 labelled rows at least; there are 1 and {known}")
+        raise Refused("cross-fitting needs 2 folds of 2 labelled rows at least; use fuse=mean, or more validation rows")

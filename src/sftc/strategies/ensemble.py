@@ -7,7 +7,7 @@ from typing import Any
 from sftc.errors import Refused
 from sftc.lab import Lab
 from sftc.strategies import suspects
-from sftc.strategies.fusing import fuse
+from sftc.strategies.fusing import fuse, possible
 from sftc.strategies.members import MAKERS, Unit
 
 TOGETHER = ("seeds", "models", "bagging")  # members that do not wait for one another
@@ -46,15 +46,20 @@ class Ensemble:
         if node["members"] == "runs":
             units = [Unit(name, [lab.open(path)]) for name, path in _names(node["runs"]).items()]
         else:
+            possible(lab.task, node["fuse"], _count(node))
             units = MAKERS[node["members"]](lab, node)
         suspects.note(lab, units)
         fuse(lab, units, node["fuse"], temperature=node["temperature"], leaks=node["leaks"])
 
 
+def _count(node: dict[str, Any]) -> int:
+    """How many members are made here; folds of one model are one."""
+    return len(node["models"]) or (1 if node["members"] == "folds" else node["n"])
+
+
 def _check_each(node: dict[str, Any]) -> None:
     """Raises Refused: what is set for each member fits neither their number nor the way they are made."""
-    each, members = node["each"], node["members"]
-    count = len(node["models"]) or (1 if members == "folds" else node["n"])
+    each, members, count = node["each"], node["members"], _count(node)
     if each and members == "runs":
         raise Refused("strategy.each is for members that are trained here, not for finished runs; leave it out")
     if len(each) > count:

@@ -19,7 +19,7 @@ from sftc.positions import SAMPLE, Positions, sampled
 from sftc.strategies import dense, heldout, souping, weighing
 from sftc.strategies.members import Unit
 from sftc.strategies.panel import Panel
-from sftc.types import Metrics, Predictions
+from sftc.types import Metrics, Predictions, Task
 
 ALL = ("vote", "mean", "mean_logit", "rank", "median", "trimmed", "weighted", "greedy", "stacking", "cascade")
 
@@ -149,6 +149,9 @@ def _fitted(
     outcomes: list[Outcome] = []
     failed: dict[str, str] = {}
     panel = Panel(lab, voices)
+    if heat and int(panel.fold.max()) < 1:  # none could be tried on rows it has not seen
+        heat = False
+        lab.watch.say("validation has fewer than two labelled rows: no temperature")
     for rule in tried:
         try:
             outcomes.append(Outcome(lab, voices, panel, rule, heat))
@@ -160,6 +163,23 @@ def _fitted(
     if not outcomes:
         raise Refused(f"none of the rules can be fitted; fuse={next(iter(failed))}: {next(iter(failed.values()))}")
     return outcomes, failed
+
+
+def possible(task: Task, rule: dict[str, Any], count: int) -> None:
+    """For who is about to train `count` members. Raises Refused: they could not be fused by this rule."""
+    name, options = rule["name"], {k: v for k, v in rule.items() if k not in ("name", "taps")}
+    if name not in fusion.FUSERS:  # all, auto and soup have nothing that could be wrong
+        return
+    weights, taps = options.get("weights"), _taps(rule.get("taps") or [], count)
+    if weights is not None and len(weights) != count:
+        raise Refused(f"fuse={name}: there are {len(weights)} weights for {count} members; give one each")
+    if name == "features" and not any(taps):
+        raise Refused("fuse=features needs tapped features of the members; name a tap, or use fuse=stacking")
+    if name in BOOSTINGS and weights is None:
+        options["weights"] = [1.0] * count
+    if name == "cascade":
+        options["costs"] = [1.0] * count
+    fusion.make(name, task, **options)
 
 
 def _named(lab: Lab, name: str, units: list[Unit]) -> str:

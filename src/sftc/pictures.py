@@ -15,7 +15,7 @@ from sftc.store import Run
 LACKING = "no pictures: they need matplotlib (pip install 'sftc[pictures]')"
 DPI = 120
 WRITTEN_OUT = 12  # members; of more, numbers in the fields would be too small to read
-LABELLED = 32  # points; of more, only rules and what is on the Pareto line are named
+LABELLED = 32  # points; of more, only rules and what is on the Pareto line are named, and of fields every second or so
 INK, MUTED, MEMBER, RULE = "#222222", "#9a9a9a", "#3b6ea8", "#c8553d"
 
 
@@ -85,8 +85,10 @@ def _heat(figure: Any, axes: Any, names: list[str], values: np.ndarray, title: s
     axes.set_facecolor("#eeeeee")
     image = axes.imshow(values, **scale)
     axes.set_title(title, color=INK, fontsize=11)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    step = -(-len(names) // LABELLED)
+    named = range(0, len(names), step)
+    axes.set_xticks(named, names[::step], rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(named, names[::step], fontsize=8)
     axes.tick_params(length=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_label_coords(0, 0)  # of none; or a place for it is looked for beside all the names, at every drawing

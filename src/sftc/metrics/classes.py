@@ -95,8 +95,11 @@ class ClassMeter(Pieces):
 def _rank(scores: Tensor, target: Tensor) -> Tensor:
     """[N]: how many classes of [N, C] stand before the target; of equal ones those with lower numbers."""
     own = scores.gather(1, target[:, None])
-    lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
-    return ((scores > own) | ((scores == own) & lower)).sum(1)
+    rank, level = (scores > own).sum(1), scores == own
+    if int(level.sum()) > len(scores):  # not only the target itself
+        lower = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
+        rank += (level & lower).sum(1)
+    return rank
 
 
 class _Area:

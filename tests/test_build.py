@@ -164,6 +164,13 @@ def test_a_config_of_something_else_is_refused(tmp_path):
         build.evaluate(config(f"run={run.path}", command="eval"))
 
 
+def test_weights_that_are_gone_are_not_to_be_finished(done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    with pytest.raises(Refused, match=r"is finished, and its model\.safetensors is gone: bring it back, or train anew"):
+        build.evaluate(config(f"run={tmp_path / 'old'}", command="eval"))
+
+
 def test_a_key_that_came_later_is_what_its_absence_was(done, tmp_path, capsys):
     shutil.copytree(done.path, tmp_path / "old")
     file = tmp_path / "old" / "config.yaml"

@@ -610,7 +610,7 @@ def test_a_refusal_names_a_strange_folder_as_plain_text(done, tmp_path, capfd):
     done.rename(strange)
     (strange / "model.safetensors").unlink()
     done.mkdir()
-    assert r"\x1b[31mb" in refused(capfd, "has no model.safetensors", "eval", strange, typed=True)
+    assert r"\x1b[31mb" in refused(capfd, "its model.safetensors is gone", "eval", strange, typed=True)
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

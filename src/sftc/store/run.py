@@ -189,6 +189,8 @@ class Run(Home):
         path = self.inside(f"{name}.safetensors")
         if not path.exists():
             state = self.status.get("state")
+            if state == "finished":
+                raise Refused(f"run {self.path} is finished, and its {path.name} is gone: bring it back, or train anew")
             raise Refused(f"run {self.path} has no {path.name} ({state}); finish it: sftc train resume={self.path}")
         return path
 

@@ -33,10 +33,10 @@ PATTERNS = {
     "takes": r"(?P<label>\d)_\w+_((?P<test>[0-4])|\d+)",
     "speaker": r"(?P<label>\d)_((?P<test>theo)|[a-z]+)_\d+",
 }
-GROUPS = {
+GROUPS = {  # so that validation, too, is of a speaker that was not learned from
     "takes": (),
     "speaker": (r"++data.groups='\d_(?P<group>[a-z]+)_\d+'",),
-}  # of val, too
+}
 NETS = {
     "audio_cnn": (),
     "audio_bilstm": (),

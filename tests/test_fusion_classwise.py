@@ -106,3 +106,13 @@ def test_features_have_no_place_in_folds_either():
     scores, target, fold, _ = troubled("classes")
     with pytest.raises(Refused, match="features have no place"):
         make("stacking", TASKS["classes"], columns=0).fit_folds(scores, target, fold, [torch.zeros(len(target), 2)])
+
+
+def test_products_that_rounding_made_indefinite_are_solved_all_the_same():
+    g = torch.Generator().manual_seed(0)
+    gram = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    gram[1, 0, 0] = -5.0  # no sum of squares is that
+    cross = torch.randn(3, 4, dtype=torch.float64, generator=g)
+    out = classwise._solve(gram, cross, 1.0)
+    penalty = torch.tensor([1.0, 1.0, 1.0, 1e-6], dtype=torch.float64).diag()
+    assert torch.allclose(((gram + penalty) @ out[..., None])[..., 0], cross, atol=1e-12)

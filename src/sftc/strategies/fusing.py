@@ -63,7 +63,6 @@ class Outcome:
         self.made_with = self._options()
         self.of_folds: list[fusion.Pooling] = []  # the rule, fitted without each fold of validation
         self.heats: list[fusion.Temperature] = []  # likewise
-        heat = heat and "probabilities" in lab.task.offers
         first = voices[0].found
         features = {s: teams.features(lab, [v.unit.homes[0] for v in voices], self.taps, s) for s in first}
         features["val"] = [panel.ordered(f) for f in features["val"]]
@@ -148,7 +147,7 @@ def _fitted(
     """
     outcomes: list[Outcome] = []
     failed: dict[str, str] = {}
-    panel = Panel(lab, voices)
+    panel, heat = Panel(lab, voices), heat and "probabilities" in lab.task.offers
     if heat and int(panel.fold.max()) < 1:  # none could be tried on rows it has not seen
         heat = False
         lab.watch.say("validation has fewer than two labelled rows: no temperature")

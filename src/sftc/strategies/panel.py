@@ -26,13 +26,13 @@ class Panel:
     """
 
     def __init__(self, lab: Lab, voices: Sequence[Voice]) -> None:
-        self.first: dict[str, Predictions] = voices[0].found
-        val = self.first["val"]
+        first: dict[str, Predictions] = voices[0].found
+        val = first["val"]
         fold = held_together(lab.task, val.target, seed=lab.split_seed, row=_together(lab, val.row))
         self._order = fold.argsort(stable=True)
         self._back = self._order.argsort()
         self.fold, self.target = fold[self._order], val.target[self._order]
-        self.scores = {split: self._stacked([v.found[split].scores for v in voices], split) for split in self.first}
+        self.scores = {split: self._stacked([v.found[split].scores for v in voices], split) for split in first}
 
     def _stacked(self, parts: list[Tensor], split: str) -> Tensor:
         out = parts[0].new_empty(len(parts), *parts[0].shape)
